@@ -1,0 +1,75 @@
+"""Limbeck distills language models: someone writes tokens, someone scores them, the student moves toward the score."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.adapters import LoRA as LoRA
+    from limbeck.batch import Batch as Batch
+    from limbeck.config import part as part
+    from limbeck.data import Data as Data
+    from limbeck.divergence import JSD as JSD
+    from limbeck.divergence import AlphaDivergence as AlphaDivergence
+    from limbeck.divergence import Divergence as Divergence
+    from limbeck.divergence import ForwardKL as ForwardKL
+    from limbeck.divergence import Jeffreys as Jeffreys
+    from limbeck.divergence import ReverseKL as ReverseKL
+    from limbeck.divergence import SkewKL as SkewKL
+    from limbeck.divergence import SkewReverseKL as SkewReverseKL
+    from limbeck.divergence import TotalVariation as TotalVariation
+    from limbeck.errors import LimbeckError as LimbeckError
+    from limbeck.evaluate import Likelihood as Likelihood
+    from limbeck.generate import Sampling as Sampling
+    from limbeck.methods import distillm as distillm
+    from limbeck.methods import gkd as gkd
+    from limbeck.methods import gkd_rl as gkd_rl
+    from limbeck.methods import kd as kd
+    from limbeck.methods import on_policy as on_policy
+    from limbeck.methods import sft as sft
+    from limbeck.objective import CrossEntropy as CrossEntropy
+    from limbeck.objective import CustomTerm as CustomTerm
+    from limbeck.objective import Objective as Objective
+    from limbeck.objective import PolicyGradient as PolicyGradient
+    from limbeck.objective import Term as Term
+    from limbeck.optimizer import AdamW as AdamW
+    from limbeck.recipe import Recipe as Recipe
+    from limbeck.sources import Corpus as Corpus
+    from limbeck.sources import CustomSource as CustomSource
+    from limbeck.sources import Mix as Mix
+    from limbeck.sources import OnPolicy as OnPolicy
+    from limbeck.sources import Source as Source
+    from limbeck.student import Student as Student
+    from limbeck.targets import Targets as Targets
+    from limbeck.teachers import Local as Local
+    from limbeck.teachers import Silent as Silent
+    from limbeck.teachers import Teacher as Teacher
+    from limbeck.train import distill as distill
+
+_WHERE = {
+    "adapters": "LoRA",
+    "batch": "Batch",
+    "config": "part",
+    "data": "Data",
+    "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",
+    "errors": "LimbeckError",
+    "evaluate": "Likelihood",
+    "generate": "Sampling",
+    "methods": "distillm gkd gkd_rl kd on_policy sft",
+    "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
+    "optimizer": "AdamW",
+    "recipe": "Recipe",
+    "sources": "Corpus CustomSource Mix OnPolicy Source",
+    "student": "Student",
+    "targets": "Targets",
+    "teachers": "Local Silent Teacher",
+    "train": "distill",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name's module when the name is first asked for: `import limbeck` alone needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"limbeck has no {name}")
+    return getattr(import_module(f"limbeck.{_HOME[name]}"), name)

@@ -1,0 +1,51 @@
+"""Low-rank adapters on a student, through peft: what they are, putting them on, folding them in."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.config import Part, part
+from limbeck.errors import ModelError
+
+
+@part
+class LoRA(Part):
+    """Low-rank adapters (arXiv 2106.09685); on 4-bit weights this is QLoRA (arXiv 2305.14314).
+
+    targets: names of the linear layers, or "all-linear" for all of them but the head.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def add_lora(module: Any, lora: LoRA, quantized: bool, checkpointing: bool) -> Any:
+    """Freeze a model and put adapters on it."""
+    import peft
+
+    if quantized:
+        module = peft.prepare_model_for_kbit_training(module, use_gradient_checkpointing=checkpointing)
+    settings = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM", **lora.options
+    )
+    try:
+        return peft.get_peft_model(module, settings)
+    except ValueError as error:
+        raise ModelError(f"cannot put adapters on the student: {' '.join(str(error).split())[:200]}") from None
+
+
+def save_folded(module: Any, folder: Path) -> None:
+    """Save an adapted model as a plain one, its adapters folded into the weights; the live model stays as it is."""
+    module.merge_adapter()
+    try:
+        causal = module.get_base_model()
+        state = {_plain_name(name): weight for name, weight in causal.state_dict().items() if "lora_" not in name}
+        causal.save_pretrained(folder, state_dict=state)
+    finally:
+        module.unmerge_adapter()
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(".base_layer.", ".")

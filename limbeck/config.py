@@ -1,0 +1,272 @@
+"""Parts as plain data: a class is its settings, and its fields are its constructor's arguments and its YAML keys.
+
+A part is written in one of three ways that mean the same:
+
+    ForwardKL(temperature=2)                     in Python
+    "ForwardKL(temperature=2)"                   in YAML or on the command line
+    {type: ForwardKL, temperature: 2}            in YAML, and in every file that we write
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, cast, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import CoreSchema, core_schema
+
+from limbeck.errors import LimbeckError, RecipeError, did_you_mean
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Part")
+
+
+class Part:
+    """Base of everything that a recipe is made of. Abstract parts are fields' types; concrete ones are values."""
+
+    registry: ClassVar[dict[str, type["Part"]]] = {}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if inspect.isabstract(cls):
+            return core_schema.no_info_plain_validator_function(lambda value: build(value, cls))
+        schema = handler(source)
+        return core_schema.no_info_before_validator_function(lambda value: unwrap(value, cls), schema)
+
+    @classmethod
+    def adopt(cls, value: object) -> object:
+        """Turn another kind's value that may stand here into this kind's; by default none may."""
+        return value
+
+    def fresh(self) -> Self:
+        """The same settings in a part of its own, with nothing alive in it."""
+        return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """Names of the concrete parts that may stand where a `cls` is asked for."""
+        return sorted(name for name, part in Part.registry.items() if issubclass(part, cls))
+
+
+def live() -> Any:
+    """Declare an attribute of a part that is no setting: it is filled by `load` and never written to a file."""
+    return dataclasses.field(init=False, repr=False, compare=False, default=None)
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field,))
+def part(cls: type[T]) -> type[T]:
+    """Make a class a part: validated fields, unknown keys refused, found by name in YAML."""
+    made = pydantic_dataclass(cls, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+    made.__init__ = _refusing(made.__init__, made)
+    if issubclass(made, Part):
+        Part.registry[made.__name__] = made
+    return cast(type[T], made)
+
+
+def _refusing(init: Callable[..., None], cls: type) -> Callable[..., None]:
+    """Turn pydantic's report into one line of our own."""
+
+    @wraps(init)
+    def checked(self: object, *args: object, **kwargs: object) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise RecipeError(_one_line(error, cls)) from None
+
+    return checked
+
+
+def _one_line(error: ValidationError, cls: type) -> str:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, LimbeckError):
+        return str(cause)
+    names = settings_of(cls)
+    where = ".".join(names[step] if place == 0 and isinstance(step, int) else str(step) for place, step in enumerate(first["loc"]))
+    if first["type"] == "unexpected_keyword_argument":
+        return f'{cls.__name__} has no setting "{where}"{did_you_mean(where, names)}'
+    if first["type"] == "unexpected_positional_argument":
+        return f"{cls.__name__} takes its settings by name ({', '.join(names)}), found {first['input']!r} without one"
+    if first["type"].startswith("missing"):
+        return f"{cls.__name__} needs {where}: give it a value"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{cls.__name__}.{where}: {message[0].lower() + message[1:]}, found {first['input']!r}"
+
+
+def settings_of(cls: type) -> list[str]:
+    """The names a part can be given, those that may stand without a name first."""
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return [field.name for field in sorted(fields, key=lambda field: bool(field.kw_only))]
+
+
+def unwrap(value: object, cls: type[Part]) -> object:
+    """Accept the spellings of one known class: an instance, its mapping with or without `type`, or its call."""
+    adopted = cls.adopt(value)
+    if isinstance(adopted, str):
+        return build(adopted, cls)
+    if isinstance(adopted, Mapping) and "type" in adopted:
+        return build(cast(Mapping[str, Any], adopted), cls)
+    return adopted
+
+
+def build(value: object, base: type[P]) -> P:
+    """Make the part that `value` spells, and see that it is a `base`.
+
+    Raises RecipeError for names that are not known, of another kind, or settings that do not exist.
+    """
+    value = base.adopt(value)
+    if isinstance(value, str):
+        value = base.adopt(evaluate_expression(value, base))
+    if isinstance(value, Mapping):
+        value = _from_mapping(dict(cast(Mapping[str, Any], value)), base)
+    if not isinstance(value, base):
+        raise RecipeError(f"a {base.__name__} was asked for, found {value!r}; one of: {', '.join(base.known())}")
+    return value
+
+
+def _from_mapping(settings: dict[str, Any], base: type[Part]) -> Part:
+    name = settings.pop("type", None)
+    if name is None and not inspect.isabstract(base):
+        return base(**settings)
+    if name is None:
+        raise RecipeError(f"a {base.__name__} needs its type; one of: {', '.join(base.known())}")
+    return find(str(name), base)(**settings)
+
+
+def find(name: str, base: type[P]) -> type[P]:
+    """The class of that name below `base`; `module:Class` is a user's own."""
+    if ":" in name:
+        found = import_object(name)
+        if isinstance(found, type) and issubclass(found, base):
+            return found
+        raise RecipeError(f'"{name}" is no {base.__name__}; derive the class from limbeck.{base.__name__} and mark it @part')
+    found = Part.registry.get(name)
+    if found is None or not issubclass(found, base):
+        raise RecipeError(f'there is no {base.__name__} "{name}"{did_you_mean(name, base.known())}')
+    return found
+
+
+def import_object(path: str) -> Any:
+    """Import `module:name` of the user's, from the working folder too. Raises RecipeError where it is not there."""
+    module, _, name = path.partition(":")
+    if not name:
+        raise RecipeError(f'cannot import "{path}"; write it like my_module:my_function')
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f'cannot import "{path}": {error}; the module must lie in the working folder or be installed') from None
+
+
+def evaluate_expression(text: str, base: type[Part]) -> Any:
+    """Read `ReverseKL() + 0.5 * JSD(0.3)`: calls of parts, numbers, strings, lists, `+`, `*` and `.on(...)`. Nothing runs."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise RecipeError(f"cannot read {text!r} as a {base.__name__}; write it like Name(setting=value)") from None
+    return _value(tree, base, text)
+
+
+def _value(node: ast.expr, base: type[Part], text: str) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id="true" | "false" | "null" as word):
+            return {"true": True, "false": False, "null": None}[word]
+        case ast.Name(id=name):
+            return find(name, Part)()
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_value(item, base, text) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(keys):
+            return {_value(cast(ast.expr, k), base, text): _value(v, base, text) for k, v in zip(keys, values, strict=True)}
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, base, text)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, base, text) + _value(right, base, text)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left, base, text) - _value(right, base, text)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left, base, text) * _value(right, base, text)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            return find(name, Part)(*_arguments(args, base, text), **_settings(keywords, base, text))
+        case ast.Call(func=ast.Attribute(value=inner, attr="on"), args=args):
+            return _value(inner, base, text).on(*_arguments(args, base, text))
+        case _:
+            raise RecipeError(f"cannot read {ast.unparse(node)!r} in {text!r}; write it like Name(setting=value)")
+
+
+def _arguments(args: list[ast.expr], base: type[Part], text: str) -> list[Any]:
+    return [_value(item, base, text) for item in args]
+
+
+def _settings(keywords: list[ast.keyword], base: type[Part], text: str) -> dict[str, Any]:
+    return {str(item.arg): _value(item.value, base, text) for item in keywords}
+
+
+def plain(value: Any) -> Any:
+    """A part as what YAML and JSON can hold; `build` takes it back."""
+    if hasattr(value, "__plain__"):
+        return value.__plain__()
+    if isinstance(value, Part):
+        return {"type": type(value).__name__, **{name: plain(getattr(value, name)) for name in settings_of(type(value))}}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in cast(list[Any], value)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(value: object) -> str:
+    """The YAML of a part; the order of its fields is kept."""
+    return yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file. Raises RecipeError for a file that is missing, malformed or no mapping."""
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe file {path}; give a YAML file or a method's name")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} holds {type(found).__name__} where a mapping of settings was expected")
+    return cast(dict[str, Any], found)
+
+
+def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` to nested plain data, values read as YAML. A part written as a call is opened first."""
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise RecipeError(f'cannot read the override "{assignment}"; write it like objective.temperature=2')
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        settings = cast(dict[str, Any], _assigned(settings, path.split("."), value, path))
+    return settings
+
+
+def _assigned(node: Any, steps: list[str], value: object, path: str) -> Any:
+    """A copy of `node` with `value` at `steps`."""
+    if not steps:
+        return value
+    if isinstance(node, str):
+        node = plain(evaluate_expression(node, Part))
+    step, rest = steps[0], steps[1:]
+    if isinstance(node, list) and step.isdecimal() and int(step) < len(cast(list[Any], node)):
+        items = cast(list[Any], node)
+        return [_assigned(item, rest, value, path) if place == int(step) else item for place, item in enumerate(items)]
+    if node is None or isinstance(node, dict):
+        entries = cast(dict[str, Any], node or {})
+        return {**entries, step: _assigned(entries.get(step), rest, value, path)}
+    raise RecipeError(f'cannot set {path}: "{step}" stands below {node!r}, which has no settings')

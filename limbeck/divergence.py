@@ -1,0 +1,195 @@
+"""Divergences between the teacher's next-token distribution p and the student's q, in nats, with their gradients.
+
+Each is a sum over outcomes v of f(log p_v, log q_v). A class says f and its slope df / d(log q_v); the gradient on the
+student's logits at temperature T follows for all of them: `slope_j - q_j * sum_v slope_v`, over T. (A multiple of q_v may
+be left out of a slope: it cancels there.) With a temperature both sides are softened and the value is multiplied by T^2
+(Hinton et al. 2015), by T where the divergence is linear near p = q, so that gradients keep their size.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from limbeck.config import part
+from limbeck.errors import RecipeError
+from limbeck.objective import FULL, Term, TokenRows
+from limbeck.targets import Logits, Rows, TopKRows
+
+
+@part
+class Divergence(Term):
+    """Base of all: `temperature` softens both sides."""
+
+    temperature: float = field(default=1.0, kw_only=True)
+
+    needs: ClassVar[frozenset[str]] = FULL
+    order: ClassVar[int] = 2
+    """Near p = q the divergence grows like |p - q| to this power: T to this power keeps the gradient's size."""
+
+    def __post_init__(self) -> None:
+        Term.__post_init__(self)
+        if not self.temperature > 0 or math.isinf(self.temperature):
+            raise RecipeError(f"{type(self).__name__}.temperature must be above 0, found {self.temperature}")
+
+    @abstractmethod
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """f and its slope df / d(log q) at every outcome."""
+
+    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
+        """Nats of each row and their gradient on the student's logits."""
+        assert isinstance(said, Logits), f"{type(self).__name__} needs whole distributions; the recipe should have been refused"
+        log_q_CV = student.log_probs(self.temperature)
+        value_CV, slope_CV = self.pointwise(said.log_probs(self.temperature), log_q_CV)
+        gradient_CV = slope_CV.sub_(log_q_CV.exp().mul_(slope_CV.sum(-1, keepdim=True)))
+        factor = self.temperature**self.order
+        return factor * value_CV.sum(-1), gradient_CV.mul_(factor / self.temperature)
+
+
+@part
+class ForwardKL(Divergence):
+    """`KL(p || q) = sum p log(p / q)`: mode covering; gradient `q - p` (Hinton et al. 2015, arXiv 1503.02531).
+
+    From a truncated teacher the tail is one more outcome, `sum_K p log(p/q) + t log(t/u)`: never above the full value.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`p (log p - log q)`, slope `-p`."""
+        p = log_p.exp()
+        return p * (log_p - log_q), p.neg_()
+
+    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
+        """Whole distributions as every divergence; truncated ones with their tail."""
+        if not isinstance(said, TopKRows):
+            return super().rows(student, said, tokens)
+        assert said.temperature == self.temperature, "truncated scores cannot be re-tempered"
+        log_q_CV = student.log_probs(self.temperature)
+        log_q_CK, p_CK = log_q_CV.gather(1, said.ids_CK), said.log_p_CK.exp()
+        log_u_C = log_q_CV.scatter(1, said.ids_CK, float("-inf")).logsumexp(-1)
+        has_tail_C = said.log_tail_C > float("-inf")
+        log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
+        nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
+        off_k_C = torch.where(has_tail_C, 1 - log_ratio_C.exp(), 1.0)
+        gradient_CV = log_q_CV.exp().mul_(off_k_C[:, None]).scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
+        return nats_C * self.temperature**2, gradient_CV.mul_(self.temperature)
+
+
+@part
+class ReverseKL(Divergence):
+    """`KL(q || p) = sum q log(q / p)`: mode seeking; gradient `q_j (log(q_j / p_j) - KL)`."""
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`q (log q - log p)`, the same for its slope."""
+        value = (log_q - log_p).mul_(log_q.exp())
+        return value, value.clone()
+
+
+@part
+class JSD(Divergence):
+    """Generalised Jensen-Shannon: `beta KL(p || m) + (1 - beta) KL(q || m)`, `m = beta p + (1 - beta) q` (GKD, arXiv 2306.13649).
+
+    `beta` weighs the teacher p, as in the paper (two well-known programs weigh the student). It vanishes at both ends,
+    like `beta KL(p || q)` at 0; `normalized` divides by `beta (1 - beta)`, which tends to ForwardKL at 0 and ReverseKL at 1.
+    """
+
+    beta: float = 0.5
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        Divergence.__post_init__(self)
+        if not 0 < self.beta < 1:
+            near = "ForwardKL()" if self.beta <= 0 else "ReverseKL()"
+            raise RecipeError(f"JSD(beta={self.beta}): the formula vanishes at 0 and 1 and means nothing outside; use {near}")
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`beta p (log p - log m) + (1 - beta) q (log q - log m)`; its second half is the slope."""
+        log_m = torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
+        share = 1.0 / (self.beta * (1 - self.beta)) if self.normalized else 1.0
+        slope = (log_q - log_m).mul_(log_q.exp()).mul_((1 - self.beta) * share)
+        value = (log_p - log_m).mul_(log_p.exp()).mul_(self.beta * share)
+        return value.add_(slope), slope
+
+
+@part
+class Jeffreys(Divergence):
+    """`(KL(p || q) + KL(q || p)) / 2`: covering and seeking at once."""
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`(p - q) (log p - log q) / 2`, slope `(q (log q - log p) - p) / 2`."""
+        p, q, log_ratio = log_p.exp(), log_q.exp(), log_q - log_p
+        return 0.5 * (q - p) * log_ratio, log_ratio.mul_(q).sub_(p).mul_(0.5)
+
+
+@part
+class SkewKL(Divergence):
+    """`KL(p || skew p + (1 - skew) q)` (DistiLLM, arXiv 2402.03898), skew 0.1 as there."""
+
+    skew: float = 0.1
+
+    def __post_init__(self) -> None:
+        Divergence.__post_init__(self)
+        _check_inside("skew", self.skew, type(self).__name__, "ForwardKL() is skew 0")
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`p (log p - log m)`, slope `-(1 - skew) p q / m`."""
+        log_m = torch.logaddexp(log_p + math.log(self.skew), log_q + math.log1p(-self.skew))
+        return log_p.exp() * (log_p - log_m), (log_p + log_q - log_m).exp().mul_(self.skew - 1)
+
+
+@part
+class SkewReverseKL(Divergence):
+    """`KL(q || (1 - skew) p + skew q)` (DistiLLM, arXiv 2402.03898), skew 0.1 as there."""
+
+    skew: float = 0.1
+
+    def __post_init__(self) -> None:
+        Divergence.__post_init__(self)
+        _check_inside("skew", self.skew, type(self).__name__, "ReverseKL() is skew 0")
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`q (log q - log m)`, slope `q (log q - log m - skew q / m)`."""
+        log_m = torch.logaddexp(log_p + math.log1p(-self.skew), log_q + math.log(self.skew))
+        log_ratio, q = log_q - log_m, log_q.exp()
+        return q * log_ratio, q * (log_ratio - self.skew * log_ratio.exp())
+
+
+@part
+class TotalVariation(Divergence):
+    """`sum |p - q| / 2`: one less the share of drafts that speculative decoding accepts (DistillSpec, arXiv 2310.08461)."""
+
+    order: ClassVar[int] = 1
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`|p - q| / 2`, slope `q sign(q - p) / 2`."""
+        q = log_q.exp()
+        gap = q - log_p.exp()
+        return 0.5 * gap.abs(), gap.sign_().mul_(q).mul_(0.5)
+
+
+@part
+class AlphaDivergence(Divergence):
+    """`(1 - sum p^alpha q^(1 - alpha)) / (alpha (1 - alpha))`: ForwardKL as alpha goes to 1, ReverseKL as it goes to 0."""
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        Divergence.__post_init__(self)
+        _check_inside("alpha", self.alpha, type(self).__name__, "ReverseKL() is the limit at 0, ForwardKL() at 1")
+
+    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """`(alpha p + (1 - alpha) q - p^alpha q^(1 - alpha)) / (alpha (1 - alpha))`: never negative, without cancellation."""
+        a, top = self.alpha, torch.maximum(log_p, log_q)
+        x, y = log_p - top, log_q - top
+        mixed = a * x + (1 - a) * y
+        value = (a * x.expm1() + (1 - a) * y.expm1() - mixed.expm1()) * top.exp() / (a * (1 - a))
+        return value, (mixed + top).exp().div_(-a)
+
+
+def _check_inside(name: str, value: float, where: str, ends: str) -> None:
+    if not 0 < value < 1:
+        raise RecipeError(f"{where}.{name} must lie between 0 and 1, found {value}; {ends}")

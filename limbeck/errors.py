@@ -1,0 +1,48 @@
+"""Everything that can go wrong and is the user's to mend: one line each, what was asked, what was found, what to do.
+
+Our own mistakes are `assert`s. The command line shows a `LimbeckError` in one line, without a traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LimbeckError(ValueError):
+    """Base of every error that a user can mend."""
+
+
+class RecipeError(LimbeckError):
+    """A recipe asks for something unknown, malformed or mathematically wrong."""
+
+
+class DataError(LimbeckError):
+    """Text that cannot be read, or rows without what was asked of them."""
+
+
+class VocabularyError(LimbeckError):
+    """Two models do not mean the same by the same token, or text cannot be rendered."""
+
+
+class ModelError(LimbeckError):
+    """A model that cannot be found, opened, or computed exactly."""
+
+
+class EndpointError(LimbeckError):
+    """A server that does not answer, or answers something else."""
+
+
+class CacheError(LimbeckError):
+    """Stored teacher scores that are missing, damaged or another teacher's."""
+
+
+class CheckpointError(LimbeckError):
+    """A run folder or checkpoint that cannot be continued from."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "x"?`, or the list of what is known when nothing is near."""
+    names = sorted(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:  # capitals are the commonest slip, and count as far away above
+        near = [name for name in names if name.lower() == word.lower()]
+    return f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(names)}"

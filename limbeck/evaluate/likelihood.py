@@ -1,0 +1,131 @@
+"""How likely text is to a student, and how far its next-token distributions are from its teacher's.
+
+Axes: B sequences, N completion tokens. Figures are sums over tokens divided once by their count; intervals are of the
+percentile bootstrap over sequences (tokens of one sequence are not independent).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+import torch
+
+from limbeck.batch import Batch, Span, Text
+from limbeck.config import Part, part
+from limbeck.data import Pool
+from limbeck.divergence import ForwardKL, ReverseKL
+from limbeck.errors import DataError
+from limbeck.generate import Sampling
+from limbeck.objective import CrossEntropy, Objective
+from limbeck.progress import Progress
+from limbeck.sources import DataSets
+from limbeck.student import Student
+from limbeck.teachers import Silent, Teacher
+from limbeck.vocabulary import Vocabulary
+
+RESAMPLES = 2000
+
+
+class Evaluation(Part, ABC):
+    """Base of all evaluations: `name` is what metrics call it."""
+
+    name: str = "evaluation"
+
+    @abstractmethod
+    def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
+        """Figures by name; `samples`, where there are any, is a list of texts."""
+
+
+@part
+class Likelihood(Evaluation):
+    """Cross-entropy on held-out text and, where the teacher can say it, full-vocabulary KL both ways, in nats a token.
+
+    own_text: false scores the completions in the data; true lets the student answer their prompts first, always with
+    the same random numbers. rows: how many are taken, in the data's order.
+    """
+
+    data: DataSets
+    name: str = "heldout"
+    rows: int = 64
+    own_text: bool = False
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=64))
+    max_tokens: int = 1024
+    tokens_per_pass: int = 2048
+    samples: int = 3
+
+    def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
+        """Measure; `kl_nats` is KL(teacher || student), `reverse_kl_nats` the other, `ce_nats` on the tokens of the text."""
+        texts = self._written(student) if self.own_text else self._given(student.live.vocabulary)
+        figures = measured(texts, student, teacher, self.tokens_per_pass, self.name)
+        if self.own_text:
+            figures["samples"] = [_sample(text, student.live.vocabulary) for text in texts[: self.samples]]
+        return figures
+
+    def _rows(self) -> list[tuple[Any, Any]]:
+        pool = Pool(self.data, seed=0, shuffle=False)
+        return pool.take(0, self.rows if pool.streamed else min(self.rows, len(pool)))
+
+    def _given(self, vocabulary: Vocabulary) -> list[Text]:
+        texts = [text for data, row in self._rows() for text in vocabulary.texts(row, data, self.max_tokens)]
+        if not texts:
+            raise DataError(f"evaluation {self.name}: no row has a completion within {self.max_tokens} tokens")
+        return texts
+
+    def _written(self, student: Student) -> list[Text]:
+        rows = self._rows()
+        prompts = [student.live.vocabulary.prompt(row, data) for data, row in rows]
+        kept = [n for n, ids in enumerate(prompts) if len(ids) <= self.max_tokens]
+        if not kept:
+            raise DataError(f"evaluation {self.name}: no prompt is within {self.max_tokens} tokens")
+        with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
+            written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))
+        pairs = [(prompts[n], new) for n, new in zip(kept, written, strict=True)]
+        return [Text([*ids, *new.tokens], [Span(len(ids), len(ids) + len(new.tokens))], {}, new.logp) for ids, new in pairs]
+
+
+def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_per_pass: int, name: str = "heldout") -> dict[str, Any]:
+    """Cross-entropy and divergences of a student on these sequences, with 95 % intervals."""
+    batch = Batch.of(list(texts), "corpus")
+    objective = Objective([CrossEntropy()]) if isinstance(teacher, Silent) else Objective([CrossEntropy(), ForwardKL(), ReverseKL()])
+    sums_B, counts_B = {term.name: list[float]() for term in objective.terms}, list[float]()
+    parts = batch.split(tokens_per_pass)
+    with Progress(f"{name}: scoring", len(parts)).showing() as progress:
+        for pass_, said in zip(parts, teacher.score(parts), strict=True):
+            nats = student.measure(pass_, said, objective)
+            counts_B += torch.bincount(pass_.sequence_N, minlength=len(pass_)).tolist()
+            for term, values in nats.items():
+                sums_B[term] += torch.bincount(pass_.sequence_N, weights=values.double(), minlength=len(pass_)).tolist()
+            progress.advance(1, len(pass_.tokens_T))
+    return _figures(sums_B, counts_B)
+
+
+KEYS = {"CrossEntropy": "ce_nats", "ForwardKL": "kl_nats", "ReverseKL": "reverse_kl_nats"}
+
+
+def _figures(sums_B: dict[str, list[float]], counts_B: list[float]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"sequences": len(counts_B), "tokens": int(sum(counts_B))}
+    for term, sums in sums_B.items():
+        figures[KEYS[term]] = sum(sums) / sum(counts_B)
+        figures[f"{KEYS[term]}_interval"] = interval(sums, counts_B)
+    figures["perplexity"] = float(np.exp(figures["ce_nats"]))
+    return figures
+
+
+def interval(sums_B: Sequence[float], counts_B: Sequence[float], seed: int = 0) -> list[float]:
+    """95 % percentile bootstrap of sum / count, over sequences."""
+    sums, counts = np.asarray(sums_B), np.asarray(counts_B)
+    chosen = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+
+
+def _sample(text: Text, vocabulary: Vocabulary) -> dict[str, str]:
+    start = text.spans[0].start
+    return {"prompt": vocabulary.text(text.tokens[:start]), "completion": vocabulary.text(text.tokens[start:])}
+
+
+def evaluate(student: Student, teacher: Teacher, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Run evaluations; figures by the name of each."""
+    return {evaluation.name: evaluation.run(student, teacher) for evaluation in evaluations}

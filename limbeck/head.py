@@ -1,0 +1,46 @@
+"""The last linear map of a language model, from hidden states to logits, with its few published variations.
+
+Axes: C rows of a chunk, D hidden width, V true vocabulary (padded rows are cut away before any softmax).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """`logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap)`; without a cap, `scale * (...)`.
+
+    `scale` is Cohere's `logit_scale` or one over Granite's `logits_scaling`; `cap` is Gemma 2's `final_logit_softcapping`.
+    `weight_VD` may hold more rows than the vocabulary: only the first `vocabulary` rows count.
+    """
+
+    weight_VD: Tensor
+    vocabulary: int
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def prepared(self, dtype: torch.dtype) -> "Head":
+        """The same head, detached, cut to the true vocabulary and in the dtype of the hidden states, ready for many chunks."""
+        bias = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary].to(dtype)
+        weight = self.weight_VD.detach()[: self.vocabulary].to(dtype)
+        return Head(weight, self.vocabulary, bias, self.scale, self.cap)
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits [C, V] in float32 (float64 stays). The matrix product runs in the dtype of the (prepared) weight."""
+        raw_CV = torch.nn.functional.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
+        raw_CV = raw_CV if raw_CV.dtype == torch.float64 else raw_CV.float()
+        if self.scale != 1.0:
+            raw_CV.mul_(self.scale)
+        if self.cap is not None:
+            raw_CV.div_(self.cap).tanh_().mul_(self.cap)
+        return raw_CV
+
+    def pull_back(self, gradient_CV: Tensor, logits_CV: Tensor) -> Tensor:
+        """Turn a gradient on the logits into one on the plain linear map, in place."""
+        if self.cap is not None:
+            gradient_CV.mul_(1 - (logits_CV / self.cap).square_())
+        return gradient_CV.mul_(self.scale) if self.scale != 1.0 else gradient_CV

@@ -1,0 +1,81 @@
+"""The named methods: each is a recipe of a few lines, and nothing that cannot be written by hand.
+
+`student` and `teacher` are hub names or folders; `data` and `prompts` are paths, or lists of `Data`. What is not said here
+is a setting of `Recipe`, given by name: `gkd("student", "teacher", prompts="prompts.jsonl", steps=200)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from limbeck.config import build
+from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
+from limbeck.errors import RecipeError
+from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
+from limbeck.recipe import Recipe
+from limbeck.sources import Corpus, Mix, OnPolicy
+from limbeck.student import Student
+from limbeck.teachers import Local, Teacher
+
+Named = str | Student
+Scorer = str | Teacher
+
+
+def _student(value: Named) -> Student:
+    return build(value, Student)
+
+
+def _teacher(value: Scorer) -> Teacher:
+    return Local(value) if isinstance(value, str) else value
+
+
+def sft(student: Named, data: Any, **numbers: Any) -> Recipe:
+    """Fine-tuning: cross-entropy on the text. The baseline of every other method."""
+    return Recipe(_student(student), Corpus(data), objective=Objective([CrossEntropy()]), **numbers)
+
+
+def kd(student: Named, teacher: Scorer, data: Any, temperature: float = 1.0, alpha: float = 0.0, **numbers: Any) -> Recipe:
+    """Supervised distillation: `(1 - alpha) T^2 KL(p || q) + alpha CE` on ready text (Hinton et al. 2015, arXiv 1503.02531)."""
+    objective = Objective([(1 - alpha) * ForwardKL(temperature=temperature)])
+    objective = objective + alpha * CrossEntropy() if alpha else objective
+    return Recipe(_student(student), Corpus(data), _teacher(teacher), objective, **numbers)
+
+
+def gkd(
+    student: Named, teacher: Scorer, prompts: Any = None, data: Any = None, fraction: float = 0.5, objective: Term | Objective | None = None,
+    **numbers: Any,
+) -> Recipe:  # fmt: skip
+    """Generalised distillation (GKD, arXiv 2306.13649): the student's own answers, or a mix of them with ready text.
+
+    With `prompts` alone every step is on-policy; with `data` too, a step is on-policy with probability `fraction`.
+    Departs: 1) means over all tokens of a step, where the paper's eq. 2 means within sequences first.
+    """
+    if prompts is None:
+        raise RecipeError("gkd needs prompts for the student to answer; give prompts=, and data= for ready text beside them")
+    own = OnPolicy(prompts)
+    source = own if data is None else Mix(fraction, own, Corpus(data))
+    return Recipe(_student(student), source, _teacher(teacher), build(objective or JSD(0.5), Objective), **numbers)
+
+
+def on_policy(student: Named, teacher: Scorer, prompts: Any, **numbers: Any) -> Recipe:
+    """On-policy distillation: reverse KL on the student's own answers."""
+    return Recipe(_student(student), OnPolicy(prompts), _teacher(teacher), Objective([ReverseKL()]), **numbers)
+
+
+def distillm(student: Named, teacher: Scorer, prompts: Any, data: Any, fraction: float = 0.5, **numbers: Any) -> Recipe:
+    """Skewed KL on a mix of own and ready text (DistiLLM, arXiv 2402.03898).
+
+    Departs: 1) a fixed fraction of own text in place of the adaptive schedule; 2) no replay buffer.
+    """
+    return Recipe(_student(student), Mix(fraction, OnPolicy(prompts), Corpus(data)), _teacher(teacher), Objective([SkewKL()]), **numbers)
+
+
+def gkd_rl(
+    student: Named, teacher: Scorer, prompts: Any, reward: str, alpha: float = 0.5, group: int = 8, **numbers: Any
+) -> Recipe:  # fmt: skip
+    """GKD with a reward (arXiv 2306.13649, eq. 5): `alpha KL(q || p) + (1 - alpha) policy gradient` on own answers."""
+    objective = alpha * ReverseKL() + (1 - alpha) * PolicyGradient()
+    return Recipe(_student(student), OnPolicy(prompts, group=group, reward=reward), _teacher(teacher), objective, **numbers)
+
+
+METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl)}
+"""By name, for the command line."""

@@ -1,0 +1,279 @@
+"""Causal language models: loading them, and running them over a batch. The only file that knows padding and the shift.
+
+Axes: B sequences, S padded length, N completion tokens of a batch, D hidden width, V vocabulary.
+"""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+
+from limbeck.batch import Batch
+from limbeck.errors import ModelError, VocabularyError
+from limbeck.head import Head
+from limbeck.objective import Outputs
+from limbeck.vocabulary import Vocabulary
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model's weights are read. `dtype` "auto" is bfloat16 where the processor gains by it, else float32."""
+
+    dtype: Precision = "auto"
+    attention: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+
+
+@cache
+def device() -> torch.device:
+    """Where models live: the accelerator if there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+@cache
+def bfloat16_pays() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster: it must have the instructions, and be measured to gain."""
+    if device().type != "cpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if "avx512_bf16" not in _processor_flags() and "amx_bf16" not in _processor_flags() and "bf16" not in _processor_flags():
+        return False
+    return _product_seconds(torch.bfloat16) < _product_seconds(torch.float32)
+
+
+def _processor_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    times = list[float]()
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def precision(wanted: Precision) -> torch.dtype:
+    """The dtype meant by a setting, on this machine."""
+    if wanted == "auto":
+        return torch.bfloat16 if bfloat16_pays() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+@dataclass
+class Model:
+    """A causal language model that is open: weights, vocabulary and head.
+
+    `compute` is the dtype of its arithmetic; where the weights are wider (a student's float32 masters), autocast narrows.
+    """
+
+    module: Any
+    vocabulary: Vocabulary
+    name: str
+    compute: torch.dtype
+    head_like: Head = field(repr=False)
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model itself, without adapters' wrapping."""
+        return self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module
+
+    @property
+    def head(self) -> Head:
+        """The head with the weights as they are now."""
+        layer: Any = self.causal.get_output_embeddings()
+        like = self.head_like
+        return Head(layer.weight, like.vocabulary, getattr(layer, "bias", None), like.scale, like.cap)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence it was made for."""
+        return int(getattr(self.causal.config.get_text_config(), "max_position_embeddings", None) or 10**9)
+
+    @property
+    def parameters_total(self) -> int:
+        """Weights, tied ones counted once."""
+        return sum(weight.numel() for weight in self.module.parameters())
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Run in the model's compute dtype."""
+        weights = next(self.causal.parameters()).dtype
+        narrower = weights == torch.float32 and self.compute != torch.float32
+        return torch.autocast(device().type, self.compute) if narrower else nullcontext()
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Hidden states [N, D] that predict each completion token, and the head they have yet to meet.
+
+        Sequences are padded on the right, where a causal model cannot see it, so no mask is needed. Row n is taken one
+        position before completion token n: this is the one shift of the program.
+        """
+        lengths_B = batch.lengths_B
+        rows_B, width = torch.arange(len(batch)), int(lengths_B.max())
+        ids_BS = torch.nn.utils.rnn.pad_sequence(batch.sequences(), batch_first=True)
+        sequence_N = batch.sequence_N
+        before_N = rows_B[sequence_N] * width + (batch.places_N - batch.starts_B[sequence_N]) - 1
+        with self.arithmetic():
+            hidden_BSD = self.causal.get_decoder()(input_ids=ids_BS.to(device()), use_cache=False).last_hidden_state
+        return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())], self.head)
+
+    def begin(self, prompts: list[list[int]]) -> "Writing":
+        """Read prompts, and be ready to say what comes next."""
+        return Writing(self, prompts)
+
+
+class Writing:
+    """A batch of texts being written: `next_BV` scores what comes next, `feed` takes what was chosen, `keep` drops rows.
+
+    Prompts are padded on the left, so that all rows write at the same place; padding is masked.
+    """
+
+    def __init__(self, model: Model, prompts: list[list[int]]) -> None:
+        self.model = model
+        width = max(len(prompt) for prompt in prompts)
+        ids_BS = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device())
+        self.mask_BS = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device())
+        self.cache = DynamicCache(config=model.causal.config)
+        self.head = model.head.prepared(model.compute)
+        self._read(ids_BS, (self.mask_BS.cumsum(-1) - 1).clamp(min=0))
+
+    def _read(self, ids_BS: Tensor, positions_BS: Tensor) -> None:
+        whole = bool(self.mask_BS.all())
+        with self.model.arithmetic():
+            hidden_BSD = self.model.causal.get_decoder()(
+                input_ids=ids_BS, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS,
+                past_key_values=self.cache, use_cache=True,
+            ).last_hidden_state  # fmt: skip
+        self.hidden_BD = hidden_BSD[:, -1]
+
+    def next_logits(self) -> Tensor:
+        """Logits [B, V] of each row's next token, float32."""
+        return self.head.logits(self.hidden_BD)
+
+    def feed(self, tokens_B: Tensor) -> None:
+        """Append one token to each row."""
+        self.mask_BS = torch.nn.functional.pad(self.mask_BS, (0, 1), value=1)
+        self._read(tokens_B[:, None], self.mask_BS.sum(-1, keepdim=True) - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only; padding that no row needs any more stays, masked."""
+        self.cache.batch_select_indices(rows)
+        self.mask_BS, self.hidden_BD = self.mask_BS[rows], self.hidden_BD[rows]
+
+
+def open_model(name: str, opening: Opening, compute: Precision | None = None) -> Model:
+    """Open a model by hub name, folder or GGUF file.
+
+    compute: dtype of the arithmetic where it differs from the weights' (a student keeps float32 masters).
+    Raises ModelError for what cannot be found or read, VocabularyError where head and tokenizer do not fit.
+    """
+    tokenizer, module = _tokenizer(name, opening), _module(name, opening)
+    ends = module.generation_config.eos_token_id if module.generation_config else None
+    vocabulary = Vocabulary(tokenizer, frozenset([ends] if isinstance(ends, int) else ends or []))
+    weights = next(module.parameters()).dtype
+    dtype = precision(compute) if compute else weights
+    return Model(module, vocabulary, name, dtype, _head_like(module.eval(), vocabulary, name))
+
+
+def open_vocabulary(name: str, opening: Opening) -> Vocabulary:
+    """Only the tokenizer of a model."""
+    return Vocabulary(_tokenizer(name, opening))
+
+
+def _place(name: str) -> dict[str, str]:
+    """How transformers is told where a model lies."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {name}; give a file, a folder or a name on the hub")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if (path.is_absolute() or name.startswith((".", "~"))) and not path.exists():
+        raise ModelError(f"there is no folder {name}; give a folder, a GGUF file or a name on the hub")
+    return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
+
+
+def _tokenizer(name: str, opening: Opening) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(**_place(name), trust_remote_code=opening.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_reason(name, "tokenizer", error)) from None
+
+
+def _module(name: str, opening: Opening) -> Any:
+    options: dict[str, Any] = {"dtype": precision(opening.dtype), "trust_remote_code": opening.trust_remote_code, "use_safetensors": True}
+    if opening.attention:
+        options["attn_implementation"] = opening.attention
+    if opening.quantization:
+        options["quantization_config"] = _quantization(opening.quantization)
+    place = _place(name)
+    if "gguf_file" in place:
+        del options["use_safetensors"]
+    try:
+        module = AutoModelForCausalLM.from_pretrained(**place, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(_reason(name, "model", error)) from None
+    if "gguf_file" in place:  # its tensors are whole again; left in place, the note forbids saving them
+        del module.config.quantization_config
+        module.hf_quantizer = None
+    return module if opening.quantization else module.to(device())
+
+
+def _reason(name: str, what: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return f"the {what} of {name} runs code of its own; read it, then set trust_remote_code: true"
+    if "safetensors" in text and "pickle" not in text and "not appear" in text:
+        return f"{name} has no safetensors weights, and pickles are never read; convert it with save_pretrained"
+    return f"cannot open the {what} of {name}: {text[:300]}"
+
+
+def _quantization(bits: str) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except ImportError:
+        raise ModelError(f"{bits} weights need bitsandbytes; pip install 'limbeck[quantization]'") from None
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=precision("auto"))
+
+
+def _head_like(module: Any, vocabulary: Vocabulary, name: str) -> Head:
+    """Find how this model makes logits of hidden states, and prove it on a few tokens against the model itself."""
+    layer = module.get_output_embeddings()
+    if not isinstance(getattr(layer, "weight", None), Tensor) or layer.weight.ndim != 2:
+        raise ModelError(f"{name} has no linear head over its vocabulary; Limbeck distills causal language models that have")
+    if len(layer.weight) < vocabulary.size:
+        raise VocabularyError(f"{name} scores {len(layer.weight):,} tokens and its tokenizer knows {vocabulary.size:,}; resize its embeddings")
+    ids_1S = torch.arange(min(8, vocabulary.size), device=layer.weight.device)[None]
+    with torch.no_grad():
+        hidden_SD = module.get_decoder()(input_ids=ids_1S, use_cache=False).last_hidden_state[0]
+        wanted_SV = module(input_ids=ids_1S, use_cache=False).logits[0, :, : vocabulary.size].float()
+        for head in _known_heads(module, vocabulary.size):
+            error = (head.prepared(hidden_SD.dtype).logits(hidden_SD) - wanted_SV).abs().max()
+            if error <= wanted_SV.abs().max() * (1e-4 if hidden_SD.dtype == torch.float32 else 4e-2):
+                return head
+    raise ModelError(f"{name} makes its logits in a way Limbeck does not know ({type(module).__name__}); please open an issue")
+
+
+def _known_heads(module: Any, vocabulary: int) -> list[Head]:
+    """A plain head, and the published variations that this configuration names."""
+    config, layer = module.config.get_text_config(), module.get_output_embeddings()
+    cap = getattr(config, "final_logit_softcapping", None)
+    named = getattr(config, "logits_scaling", None)
+    scales = [1.0, getattr(config, "logit_scale", None), 1 / named if named else None, named]
+    bias = getattr(layer, "bias", None)
+    return [Head(layer.weight, vocabulary, bias, float(scale), cap) for scale in scales if scale]

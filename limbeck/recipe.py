@@ -1,0 +1,159 @@
+"""A recipe is the four parts with the numbers, as plain data: YAML in, YAML out. Nonsense is refused when it is made."""
+
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from limbeck import vocabulary
+from limbeck.config import Part, part, plain, read_yaml, to_yaml
+from limbeck.divergence import Divergence
+from limbeck.errors import RecipeError
+from limbeck.evaluate import Evaluation
+from limbeck.objective import CrossEntropy, Objective, Term
+from limbeck.run import Run
+from limbeck.sources import OnPolicy, Share, Source
+from limbeck.student import Student
+from limbeck.teachers import Local, Silent, Teacher
+
+
+@part
+class Recipe(Part):
+    """Who learns, who scores, who writes, how far, and for how long.
+
+    tokens_per_pass: padded tokens that are in memory at once; it changes no gradient. evaluate_every, save_every: in
+    steps; evaluations also run before and after all. keep: which weights become `out/student`. early_stop: after so many
+    evaluations in a row without a better one. trackers: "tensorboard", "wandb", "trackio", "mlflow", through accelerate.
+    """
+
+    student: Student
+    source: Source
+    teacher: Teacher = field(default_factory=Silent)
+    objective: Objective = field(default_factory=lambda: Objective([CrossEntropy()]))
+    steps: int = 100
+    tokens_per_pass: int = 2048
+    seed: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluate_every: int | None = None
+    save_every: int | None = 50
+    keep: Literal["last", "best"] = "last"
+    keep_last: int = 1
+    early_stop: int | None = None
+    time_limit_minutes: float | None = None
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.tokens_per_pass, self.keep_last, self.evaluate_every or 1, self.save_every or 1) < 1:
+            raise RecipeError("steps, tokens_per_pass, keep_last, evaluate_every and save_every must be at least 1")
+        if (self.keep == "best" or self.early_stop) and not (self.evaluations and self.evaluate_every):
+            raise RecipeError("keeping the best and stopping early need evaluations and evaluate_every; give both")
+        names = [evaluation.name for evaluation in self.evaluations]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"two evaluations have one name ({', '.join(names)}); name each")
+        for refuse in REFUSALS:
+            for term in self.objective.terms:
+                if reason := refuse(term, self):
+                    raise RecipeError(reason)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """The recipe of a YAML file. Raises RecipeError for whatever is wrong with it."""
+        return cls.of(read_yaml(Path(path)))
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Self:
+        """The recipe of nested plain data."""
+        return cls(**{name: value for name, value in settings.items() if name != "type"})
+
+    def __plain__(self) -> dict[str, Any]:
+        """Its settings, without the type that every recipe has."""
+        return {name: plain(value) for name, value in vars(self).items() if not name.startswith("_")}
+
+    @property
+    def yaml(self) -> str:
+        """The whole recipe, every setting resolved, as YAML."""
+        return to_yaml(self)
+
+    def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
+        """The four parts alive, where the run's newest checkpoint left them."""
+        student = self.student.load(self.steps)
+        teacher = self.teacher.load(student)
+        dtype = ""
+        if teacher.opened is not None:
+            _share_vocabulary(student, teacher)
+            dtype = f" in {str(teacher.opened.compute).removeprefix('torch.')}"
+        source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks))
+        run.attach(student, source)
+        run.provenance(_named(self.teacher) + dtype, self.student.model, {"vocabulary": student.live.vocabulary.fingerprint})
+        return student, teacher, source, self.objective
+
+
+def _named(teacher: Teacher) -> str:
+    return teacher.model if isinstance(teacher, Local) else type(teacher).__name__
+
+
+def _share_vocabulary(student: Student, teacher: Teacher) -> None:
+    """Prove that both mean the same by a token, after the student took the teacher's template where it should."""
+    assert teacher.opened is not None
+    mine, theirs = student.live.vocabulary, teacher.opened.vocabulary
+    if mine is theirs:
+        return
+    if student.chat_template == "teacher" or not mine.has_template:
+        mine = vocabulary.Vocabulary(mine.tokenizer, mine.end_ids | theirs.end_ids)
+        mine.tokenizer.chat_template = theirs.tokenizer.chat_template
+        student.live.vocabulary = mine
+    vocabulary.prove_equal(mine, theirs)
+
+
+Refusal = Callable[[Term, Recipe], str | None]
+
+
+def _nothing_said(term: Term, recipe: Recipe) -> str | None:
+    if not term.needs or term.needs & recipe.teacher.says:
+        return None
+    said = ", ".join(sorted(recipe.teacher.says)) or "nothing"
+    return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {type(recipe.teacher).__name__} says {said}; give Local(model)"
+
+
+def _not_its_own_words(term: Term, recipe: Recipe) -> str | None:
+    if term.on_policy and recipe.source.writers != {"student"} and term.writer != "student":
+        return f'{term.name} is only right on the student\'s own tokens; draw them with OnPolicy(...), or count only them: .on("student")'
+    return None
+
+
+def _no_credit(term: Term, recipe: Recipe) -> str | None:
+    if type(term).__name__ == "PolicyGradient" and not recipe.source.rewarded:
+        return "PolicyGradient needs credit; give the source a reward: OnPolicy(reward=module:function, group=8)"
+    return None
+
+
+def _unchosen_words(term: Term, recipe: Recipe) -> str | None:
+    own = isinstance(recipe.source, OnPolicy) or "student" in recipe.source.writers
+    if isinstance(term, CrossEntropy) and own and not recipe.source.chosen and term.writer not in ("corpus", "teacher"):
+        return (
+            "CrossEntropy on the student's own unchosen words teaches nothing; let a teacher score them with ReverseKL(), "
+            'or a verifier choose them: OnPolicy(reward=module:function, keep_above=0), or count only others: .on("corpus")'
+        )
+    return None
+
+
+def _nobody_writes(term: Term, recipe: Recipe) -> str | None:
+    if term.writer is not None and term.writer not in recipe.source.writers:
+        return f'{term.name} counts the tokens of "{term.writer}", and {type(recipe.source).__name__} draws those of {", ".join(sorted(recipe.source.writers))}'
+    return None
+
+
+def _itself(term: Term, recipe: Recipe) -> str | None:
+    teacher, student = recipe.teacher, recipe.student
+    if not isinstance(teacher, Local) or not all(isinstance(each, Divergence) for each in recipe.objective.terms):
+        return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
+    if teacher.model == student.model and student.lora is None and teacher.quantization is None:
+        return (
+            f"the teacher {teacher.model} is the student itself and says the same, so {term.name} has no gradient; "
+            "name an older generation or another model"
+        )
+    return None
+
+
+REFUSALS: tuple[Refusal, ...] = (_nothing_said, _not_its_own_words, _no_credit, _unchosen_words, _nobody_writes, _itself)
+"""Each gives the reason why a term cannot stand with this teacher, source and student, ending with what can; or None."""

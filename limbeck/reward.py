@@ -1,0 +1,45 @@
+"""What a completion earned: a verifier's reward, and the credit that is left when a baseline is taken from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.config import import_object
+from limbeck.errors import RecipeError
+
+Verifier = Callable[[str, dict[str, Any]], float]
+"""Given a completion's text and its row's columns (with `prompt`, as text), how good it is."""
+
+
+def verifier(path: str) -> Verifier:
+    """A user's own, by `module:function`."""
+    found = import_object(path)
+    if not callable(found):
+        raise RecipeError(f'"{path}" is no function; a verifier is called with (completion, row) and returns a number')
+    return found
+
+
+def group_credit(reward_B: Tensor, group: int) -> Tensor:
+    """Reward less the mean of the group that answered the same prompt [B].
+
+    Departs from GRPO (arXiv 2402.03300): 1) no division by the group's deviation, which favours prompts that are nearly
+    always or nearly never answered well (arXiv 2503.20783).
+    """
+    groups = reward_B.view(-1, group)
+    return (groups - groups.mean(1, keepdim=True)).flatten()
+
+
+class RunningBaseline:
+    """The mean of all rewards so far, for credit where each prompt is answered once."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def credit(self, reward_B: Tensor) -> Tensor:
+        """Reward less the mean of those before this batch [B]; in the first batch, less its own mean."""
+        mean = self.total / self.count if self.count else float(reward_B.mean())
+        self.total += float(reward_B.sum())
+        self.count += len(reward_B)
+        return reward_B - torch.tensor(mean, dtype=reward_B.dtype)

@@ -1,0 +1,158 @@
+"""The student: the weights that move. It learns, writes, steps and saves; what it is taught is not its choice."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from limbeck.adapters import LoRA, add_lora, save_folded
+from limbeck.batch import Batch
+from limbeck.config import Part, live, part
+from limbeck.errors import LimbeckError, RecipeError
+from limbeck.generate import Sampling, Written, write
+from limbeck.models import Model, Opening, Precision, open_model
+from limbeck.objective import Objective, measure, row_loss
+from limbeck.optimizer import AdamW
+from limbeck.targets import Targets
+
+
+@part
+class Student(Part):
+    """A causal language model that learns.
+
+    model: hub name or folder. dtype: of its arithmetic ("auto": bfloat16 where the processor gains by it); its masters
+    are float32. lora: train adapters instead of the weights. quantization: of the frozen weights below adapters.
+    chat_template: "own", or "teacher" to render by the teacher's; a student without one always takes the teacher's.
+    Dropout is off: a divergence is measured against what the student says, not against noise.
+    """
+
+    model: str
+    optimizer: AdamW = field(default_factory=AdamW)
+    dtype: Precision = "auto"
+    attention: str | None = None
+    lora: LoRA | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    chat_template: Literal["own", "teacher"] = "own"
+    trust_remote_code: bool = False
+
+    _open: Any = live()
+    _optimizer: Any = live()
+    _steps: Any = live()
+
+    @classmethod
+    def adopt(cls, value: object) -> object:
+        """A name or a folder alone may stand for the whole."""
+        return cls(model=str(value)) if isinstance(value, str | Path) else value
+
+    def __post_init__(self) -> None:
+        if self.quantization and not self.lora:
+            raise RecipeError(f"{self.quantization} weights cannot be trained; put adapters on them: lora: {{rank: 16}}")
+
+    def load(self, steps: int) -> Self:
+        """The student alive: weights open, ready for `steps` steps."""
+        made = self.fresh()
+        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code)
+        made._open, made._steps = open_model(self.model, opening, self.dtype), steps
+        if self.lora:
+            made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization), self.gradient_checkpointing)
+        if self.gradient_checkpointing:
+            _checkpoint_activations(made._open.causal)
+        made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
+        return made
+
+    @property
+    def live(self) -> Model:
+        """The open model."""
+        assert self._open is not None, "this student is only its settings; load() it"
+        return self._open
+
+    def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float) -> dict[str, Tensor]:
+        """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term."""
+        loss, nats = row_loss(self.live.forward(batch), said, batch, objective, scale)
+        if not torch.isfinite(loss):
+            raise LimbeckError(f"the loss is {float(loss)} {_where(nats, batch)}; lower the learning rate, or look at these rows")
+        loss.backward()
+        return nats
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, said: Targets, objective: Objective) -> dict[str, Tensor]:
+        """The same nats [N] by term, and nothing learnt."""
+        return measure(self.live.forward(batch), said, batch, objective)
+
+    def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
+              told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
+        """Complete prompts with the weights as they are."""
+        return write(self.live, prompts, sampling, seed, step, rows, told=told)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""
+        weights = [w for w in self.live.module.parameters() if w.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.optimizer.clip or float("inf"), foreach=True))
+        if not norm < float("inf"):
+            raise LimbeckError(f"the gradient's norm is {norm}; nothing was changed; lower the learning rate")
+        rate = self.optimizer.rate(step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {"gradient_norm": norm, "learning_rate": rate}
+
+    def unadapted(self) -> AbstractContextManager[None]:
+        """The student as it was before its adapters, for as long as the block lasts."""
+        return _without_adapters(self.live)
+
+    def save(self, folder: Path) -> None:
+        """Write the student as a folder that transformers loads, adapters folded in (beside 4- and 8-bit weights: the adapters alone)."""
+        module = self.live.module
+        if self.lora and not self.quantization:
+            save_folded(module, folder)
+        else:
+            module.save_pretrained(folder)
+        self.live.vocabulary.tokenizer.save_pretrained(folder)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name: the moving weights and the optimizer's moments."""
+        moving = {name: weight for name, weight in self.live.module.named_parameters() if weight.requires_grad}
+        moments = {
+            f"moment.{name}.{kind}": value
+            for name, weight in moving.items()
+            for kind, value in self._optimizer.state.get(weight, {}).items()
+        }
+        return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for name, weight in self.live.module.named_parameters():
+            if not weight.requires_grad:
+                continue
+            weight.copy_(state[f"weight.{name}"])
+            mark = f"moment.{name}."
+            self._optimizer.state[weight] = {key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)}
+
+
+def _where(nats: dict[str, Tensor], batch: Batch) -> str:
+    bad = sorted({int(b) for values in nats.values() for b in batch.sequence_N[~torch.isfinite(values)]})
+    return f"in sequences {bad[:8]} of a pass" if bad else "though every row is finite"
+
+
+def _checkpoint_activations(causal: Any) -> None:
+    """Recompute activations on the way back. Transformers does so in training mode only, so dropout is set to 0 in it."""
+    causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal.train()
+    for module in causal.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+@contextmanager
+def _without_adapters(model: Model) -> Any:
+    with model.module.disable_adapter():
+        yield

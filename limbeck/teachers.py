@@ -1,0 +1,98 @@
+"""Who scores: a teacher says something about each completion token of a batch, and writes into no batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+
+from limbeck.batch import Batch
+from limbeck.config import Part, live, part
+from limbeck.errors import RecipeError
+from limbeck.models import Model, Opening, Precision, open_model
+from limbeck.student import Student
+from limbeck.targets import Dense, Nothing, Targets
+
+
+class Teacher(Part, ABC):
+    """Base of all who score. `says` is what it can be asked for: "distribution", "top k", or nothing."""
+
+    says: ClassVar[frozenset[str]] = frozenset()
+
+    def load(self, student: Student) -> Self:
+        """The teacher alive, for this student."""
+        return self
+
+    @property
+    def opened(self) -> Model | None:
+        """Its model, where it has one on this machine."""
+        return None
+
+    @abstractmethod
+    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
+        """What it says about each part, one after the other, each only when it is asked for."""
+
+
+@part
+class Silent(Teacher):
+    """Nobody: the text itself is the lesson."""
+
+    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
+        """Nothing, once per part."""
+        for _ in parts:
+            yield Nothing()
+
+
+@part
+class Local(Teacher):
+    """A causal language model on this machine, by hub name, folder or GGUF file.
+
+    "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it.
+    """
+
+    model: str
+    dtype: Precision = "auto"
+    attention: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+
+    says: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
+
+    _open: Any = live()
+    _student: Any = live()
+
+    @classmethod
+    def adopt(cls, value: object) -> object:
+        """A folder may stand for the whole."""
+        return cls(model=str(value)) if isinstance(value, Path) else value
+
+    def load(self, student: Student) -> Self:
+        """Open the model, unless it is the student's own."""
+        made = self.fresh()
+        if self.model == "@student":
+            if student.lora is None:
+                raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
+            made._open, made._student = student.live, student
+        else:
+            made._open = open_model(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
+        return made
+
+    @property
+    def opened(self) -> Model:
+        """The open model."""
+        assert self._open is not None, "this teacher is only its settings; load() it"
+        return self._open
+
+    @torch.no_grad()
+    def _say(self, batch: Batch) -> Dense:
+        with self._student.unadapted() if self._student else nullcontext():
+            outputs = self.opened.forward(batch)
+        return Dense(outputs.hidden_ND, outputs.head, self.model)
+
+    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
+        """Every outcome's probability, as hidden states and a head; what this teacher already said is not said again."""
+        for batch in parts:
+            known = batch.said is not None and batch.said.fingerprint == self.model
+            yield batch.said if known and batch.said is not None else self._say(batch)
