@@ -52,7 +52,7 @@ class Part:
     @classmethod
     def known(cls) -> list[str]:
         """Names of the concrete parts that may stand where a `cls` is asked for."""
-        return sorted(name for name, part in Part.registry.items() if issubclass(part, cls))
+        return sorted(name for name, part in Part.registry.items() if issubclass(part, cls) and not inspect.isabstract(part))
 
 
 def live() -> Any:
@@ -62,12 +62,19 @@ def live() -> Any:
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def part(cls: type[T]) -> type[T]:
-    """Make a class a part: validated fields, unknown keys refused, found by name in YAML."""
+    """Make a class a part: validated fields, unknown keys refused, found by name in YAML.
+
+    A class from outside that bears the name of one of ours is found as `module:Class` only.
+    """
     made = pydantic_dataclass(cls, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
     made.__init__ = _refusing(made.__init__, made)
-    if issubclass(made, Part):
+    if issubclass(made, Part) and (_is_ours(made) or not _is_ours(Part.registry.get(made.__name__))):
         Part.registry[made.__name__] = made
     return cast(type[T], made)
+
+
+def _is_ours(cls: type | None) -> bool:
+    return cls is not None and cls.__module__.partition(".")[0] == "limbeck"
 
 
 def _refusing(init: Callable[..., None], cls: type) -> Callable[..., None]:
@@ -78,16 +85,14 @@ def _refusing(init: Callable[..., None], cls: type) -> Callable[..., None]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
-            raise RecipeError(_one_line(error, cls)) from None
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            raise cause if isinstance(cause, LimbeckError) else RecipeError(" ".join(_report(error, cls).split())) from None
 
     return checked
 
 
-def _one_line(error: ValidationError, cls: type) -> str:
+def _report(error: ValidationError, cls: type) -> str:
     first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, LimbeckError):
-        return str(cause)
     names = settings_of(cls)
     where = ".".join(names[step] if place == 0 and isinstance(step, int) else str(step) for place, step in enumerate(first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
@@ -97,7 +102,7 @@ def _one_line(error: ValidationError, cls: type) -> str:
     if first["type"].startswith("missing"):
         return f"{cls.__name__} needs {where}: give it a value"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{cls.__name__}.{where}: {message[0].lower() + message[1:]}, found {first['input']!r}"
+    return f"{'.'.join([cls.__name__, where][: 2 if where else 1])}: {message[0].lower() + message[1:]}, found {first['input']!r}"
 
 
 def settings_of(cls: type) -> list[str]:
@@ -108,12 +113,14 @@ def settings_of(cls: type) -> list[str]:
 
 def unwrap(value: object, cls: type[Part]) -> object:
     """Accept the spellings of one known class: an instance, its mapping with or without `type`, or its call."""
-    adopted = cls.adopt(value)
-    if isinstance(adopted, str):
-        return build(adopted, cls)
-    if isinstance(adopted, Mapping) and "type" in adopted:
-        return build(cast(Mapping[str, Any], adopted), cls)
-    return adopted
+    adopted = _adopted(value, cls)
+    return build(cast(object, adopted), cls) if isinstance(adopted, str | Mapping) else adopted
+
+
+def _adopted(value: object, cls: type[Part]) -> object:
+    """What a value stands for where a `cls` is asked for; a call of the class is never the name of a file or a model."""
+    called = isinstance(value, str) and value.lstrip().startswith(f"{cls.__name__}(")
+    return evaluate_expression(value, cls) if called and isinstance(value, str) else cls.adopt(value)
 
 
 def build(value: object, base: type[P]) -> P:
@@ -121,17 +128,19 @@ def build(value: object, base: type[P]) -> P:
 
     Raises RecipeError for names that are not known, of another kind, or settings that do not exist.
     """
-    value = base.adopt(value)
+    value = _adopted(value, base)
     if isinstance(value, str):
         value = base.adopt(evaluate_expression(value, base))
     if isinstance(value, Mapping):
         value = _from_mapping(dict(cast(Mapping[str, Any], value)), base)
     if not isinstance(value, base):
-        raise RecipeError(f"a {base.__name__} was asked for, found {value!r}; one of: {', '.join(base.known())}")
+        found = " ".join(repr(value).split())[:200]
+        raise RecipeError(f"a {base.__name__} was asked for, found {found}; one of: {', '.join(base.known())}")
     return value
 
 
-def _from_mapping(settings: dict[str, Any], base: type[Part]) -> Part:
+def _from_mapping(given: dict[Any, Any], base: type[Part]) -> Part:
+    settings = {str(key): value for key, value in given.items()}
     name = settings.pop("type", None)
     if name is None and not inspect.isabstract(base):
         return base(**settings)
@@ -142,13 +151,14 @@ def _from_mapping(settings: dict[str, Any], base: type[Part]) -> Part:
 
 def find(name: str, base: type[P]) -> type[P]:
     """The class of that name below `base`; `module:Class` is a user's own."""
+    name = " ".join(name.split())
     if ":" in name:
         found = import_object(name)
-        if isinstance(found, type) and issubclass(found, base):
+        if isinstance(found, type) and issubclass(found, base) and "__dataclass_fields__" in vars(found):
             return found
         raise RecipeError(f'"{name}" is no {base.__name__}; derive the class from limbeck.{base.__name__} and mark it @part')
     found = Part.registry.get(name)
-    if found is None or not issubclass(found, base):
+    if found is None or not issubclass(found, base) or inspect.isabstract(found):
         raise RecipeError(f'there is no {base.__name__} "{name}"{did_you_mean(name, base.known())}')
     return found
 
@@ -156,23 +166,25 @@ def find(name: str, base: type[P]) -> type[P]:
 def import_object(path: str) -> Any:
     """Import `module:name` of the user's, from the working folder too. Raises RecipeError where it is not there."""
     module, _, name = path.partition(":")
-    if not name:
+    if not name or not module or module.startswith("."):
         raise RecipeError(f'cannot import "{path}"; write it like my_module:my_function')
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f'cannot import "{path}": {error}; the module must lie in the working folder or be installed') from None
+        reason = " ".join(str(error).split())
+        raise RecipeError(f'cannot import "{path}": {reason}; the module must lie in the working folder or be installed') from None
 
 
 def evaluate_expression(text: str, base: type[Part]) -> Any:
     """Read `ReverseKL() + 0.5 * JSD(0.3)`: calls of parts, numbers, strings, lists, `+`, `*` and `.on(...)`. Nothing runs."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise RecipeError(f"cannot read {text!r} as a {base.__name__}; write it like Name(setting=value)") from None
-    return _value(tree, base, text)
+        return _value(ast.parse(text.strip(), mode="eval").body, base, text)
+    except LimbeckError:
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # TypeError: what is no number or term cannot be added
+        raise RecipeError(f"cannot read {text[:200]!r} as a {base.__name__}; write it like Name(setting=value)") from None
 
 
 def _value(node: ast.expr, base: type[Part], text: str) -> Any:
@@ -188,19 +200,27 @@ def _value(node: ast.expr, base: type[Part], text: str) -> Any:
         case ast.Dict(keys=keys, values=values) if all(keys):
             return {_value(cast(ast.expr, k), base, text): _value(v, base, text) for k, v in zip(keys, values, strict=True)}
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, base, text)
+            return -_operand(operand, base, text)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _value(left, base, text) + _value(right, base, text)
+            return _operand(left, base, text) + _operand(right, base, text)
         case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _value(left, base, text) - _value(right, base, text)
+            return _operand(left, base, text) - _operand(right, base, text)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _value(left, base, text) * _value(right, base, text)
+            return _operand(left, base, text) * _operand(right, base, text)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             return find(name, Part)(*_arguments(args, base, text), **_settings(keywords, base, text))
-        case ast.Call(func=ast.Attribute(value=inner, attr="on"), args=args):
-            return _value(inner, base, text).on(*_arguments(args, base, text))
+        case ast.Call(func=ast.Attribute(value=inner, attr="on"), args=args, keywords=[]):
+            return _operand(inner, base, text).on(*_arguments(args, base, text))
         case _:
             raise RecipeError(f"cannot read {ast.unparse(node)!r} in {text!r}; write it like Name(setting=value)")
+
+
+def _operand(node: ast.expr, base: type[Part], text: str) -> Any:
+    """A number or a part: what sums and products are made of (strings and lists would grow without end)."""
+    value = _value(node, base, text)
+    if not isinstance(value, int | float | Part):
+        raise TypeError(f"{value!r} is neither a number nor a part")
+    return value
 
 
 def _arguments(args: list[ast.expr], base: type[Part], text: str) -> list[Any]:
@@ -208,6 +228,9 @@ def _arguments(args: list[ast.expr], base: type[Part], text: str) -> list[Any]:
 
 
 def _settings(keywords: list[ast.keyword], base: type[Part], text: str) -> dict[str, Any]:
+    names = [item.arg for item in keywords]
+    if None in names or len(set(names)) < len(names):
+        raise RecipeError(f"cannot read {text!r}: give each setting once, by its name")
     return {str(item.arg): _value(item.value, base, text) for item in keywords}
 
 
@@ -216,7 +239,9 @@ def plain(value: Any) -> Any:
     if hasattr(value, "__plain__"):
         return value.__plain__()
     if isinstance(value, Part):
-        return {"type": type(value).__name__, **{name: plain(getattr(value, name)) for name in settings_of(type(value))}}
+        cls = type(value)
+        name = cls.__name__ if Part.registry.get(cls.__name__) is cls and _is_ours(cls) else f"{cls.__module__}:{cls.__name__}"
+        return {"type": name, **{name: plain(getattr(value, name)) for name in settings_of(cls)}}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
@@ -266,6 +291,8 @@ def _assigned(node: Any, steps: list[str], value: object, path: str) -> Any:
     if isinstance(node, list) and step.isdecimal() and int(step) < len(cast(list[Any], node)):
         items = cast(list[Any], node)
         return [_assigned(item, rest, value, path) if place == int(step) else item for place, item in enumerate(items)]
+    if isinstance(node, list):
+        raise RecipeError(f'cannot set {path}: there is no "{step}" in a list of {len(cast(list[Any], node))}; positions count from 0')
     if node is None or isinstance(node, dict):
         entries = cast(dict[str, Any], node or {})
         return {**entries, step: _assigned(entries.get(step), rest, value, path)}

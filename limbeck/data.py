@@ -56,52 +56,65 @@ class Data(Part):
         return found
 
     def _read(self) -> Sequence[Row]:
-        path = Path(self.path)
-        if path.suffix in (".jsonl", ".json") and path.is_file():
-            return read_jsonl_rows(path)
-        if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
-            raise DataError(f"there is no file {self.path}; give a JSONL or Parquet file, or a name on the hub")
-        return cast(Sequence[Row], self._datasets(streaming=False))
+        return list(read_jsonl_rows(Path(self.path))) if self._is_jsonl() else cast(Sequence[Row], self._datasets(streaming=False))
 
     def stream(self) -> Iterator[Row]:
         """The rows one after the other, as the set is ordered, never all in memory."""
-        return iter(cast(Any, self._datasets(streaming=True)))
+        if self._is_jsonl():
+            yield from read_jsonl_rows(Path(self.path))
+            return
+        try:
+            yield from self._datasets(streaming=True)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file shows only when it is read that far
+            raise DataError(_unreadable(self.path, error)) from None
+
+    def _is_jsonl(self) -> bool:
+        """Whether we read it ourselves. Raises DataError for a file that is not there."""
+        path = Path(self.path)
+        if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
+            raise DataError(f"there is no file {self.path}; give a JSONL or Parquet file, or a name on the hub")
+        return path.suffix in (".jsonl", ".json")
 
     def _datasets(self, streaming: bool) -> Any:
         import datasets  # heavy, and not needed for JSONL
 
         path = Path(self.path)
-        kind = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(path.suffix)
         try:
-            if kind:
-                return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=streaming)
-            if (path / "state.json").exists():
-                loaded = datasets.load_from_disk(str(path))
+            if path.suffix == ".parquet":
+                return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
+            if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+                loaded: Any = datasets.load_from_disk(str(path))
+                if isinstance(loaded, datasets.DatasetDict):
+                    loaded = loaded[self.split]
                 return loaded.to_iterable_dataset() if streaming else loaded
             return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
         except Exception as error:  # the library raises many kinds; the user needs one line
-            raise DataError(f"cannot read {self.path}: {' '.join(str(error).split())[:300]}") from None
+            raise DataError(_unreadable(self.path, error)) from None
 
 
-def read_jsonl_rows(path: Path) -> list[Row]:
+def _unreadable(path: str, error: Exception) -> str:
+    return f"cannot read {path}: {' '.join(str(error).split())[:300]}"
+
+
+def read_jsonl_rows(path: Path) -> Iterator[Row]:
     """Read one JSON object a line. Raises DataError with the number of the first line that is none."""
-    rows: list[Row] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+                yield _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(line: bytes, where: str) -> Row:
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if line.strip():
-                rows.append(_parsed(line, f"{path}, line {number}"))
+        row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    return rows
-
-
-def _parsed(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
+        raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: no JSON ({error.msg} at column {error.colno}); write one object a line") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: found {type(row).__name__}, expected an object such as {{\"prompt\": \"...\"}}")
+        raise DataError(f'{where}: found {type(row).__name__}, expected an object such as {{"prompt": "..."}}')
     return cast(Row, row)
 
 
@@ -110,21 +123,35 @@ COLUMNS = ("messages", "conversations", "prompt", "prompt_ids", "text")
 
 def check_columns(row: Row, where: str) -> None:
     """See that a row holds text we can read."""
-    if not any(name in row for name in COLUMNS):
+    if not any(row.get(name) is not None for name in COLUMNS):
         raise DataError(f"{where}: found columns {', '.join(row)}; rows need one of {', '.join(COLUMNS)}")
 
 
 def messages_of(row: Row) -> list[dict[str, Any]] | None:
     """The dialogue of a row as role/content messages, ShareGPT's spelling read too; None where it is no dialogue."""
     if "messages" in row:
-        return [dict(message) for message in row["messages"]]
+        return [dict(message) for message in _turns(row, "messages", "role")]
     if "conversations" not in row:
         return None
-    turns = cast(list[Mapping[str, str]], row["conversations"])
+    turns = _turns(row, "conversations", "from", "value")
     for turn in turns:
-        if turn.get("from") not in SHAREGPT_ROLES:
-            raise DataError(f'a conversation turn is from "{turn.get("from")}"; known: {", ".join(SHAREGPT_ROLES)}')
+        if turn["from"] not in SHAREGPT_ROLES:
+            raise DataError(f'a conversation turn is from "{turn["from"]}"; known: {", ".join(SHAREGPT_ROLES)}')
     return [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
+
+
+def _turns(row: Row, column: str, *keys: str) -> list[Mapping[str, Any]]:
+    """The turns of a dialogue. Raises DataError where they are no mappings with these keys."""
+    turns = cast(list[Any], row[column])
+    if not isinstance(row[column], list) or not all(isinstance(turn, Mapping) and all(key in turn for key in keys) for turn in turns):
+        raise DataError(f"{column} must be a list of turns, each with {' and '.join(keys)}, found {str(turns)[:80]!r}")
+    return turns
+
+
+def asked_of(row: Row) -> str:
+    """What was asked, for people to read: the prompt, or the last turn that is not the model's; empty where only tokens are known."""
+    turns = [message for message in messages_of(row) or [] if message["role"] != "assistant"]
+    return str(turns[-1]["content"] if turns else row.get("prompt", ""))
 
 
 def other_columns(row: Row) -> dict[str, Any]:
@@ -170,20 +197,20 @@ class Pool:
         """(set, row) of every place of an epoch."""
         weights = np.array([item.weight for item in self.data])
         shares = _shares(len(self), weights / weights.sum()) if len(self.data) > 1 else [len(self)]
-        line = [(which, self._turn(which, epoch * share + n)) for which, share in enumerate(shares) for n in range(share)]
-        if not self.shuffle:
-            return line
-        return [line[place] for place in np.random.default_rng([self.seed, epoch]).permutation(len(line))]
+        rows = [iter(self._turns(which, epoch * share, share)) for which, share in enumerate(shares)]
+        sets = np.repeat(np.arange(len(shares)), shares)
+        if self.shuffle:
+            sets = np.random.default_rng([self.seed, epoch]).permutation(sets)
+        return [(int(which), next(rows[which])) for which in sets]
 
-    def _turn(self, which: int, place: int) -> int:
-        """Row number of the `place`-th draw from one set: all its rows once, then all again."""
+    def _turns(self, which: int, first: int, count: int) -> list[int]:
+        """Row numbers of draws `first` to `first + count` from one set: all its rows once, then all again."""
         rows = len(self.sets[which])
-        if not self.shuffle or len(self.data) == 1:
-            return place % rows
-        return int(self._permutation(which, place // rows)[place % rows])
-
-    def _permutation(self, which: int, turn: int) -> Any:
-        return np.random.default_rng([self.seed, 1 + which, turn]).permutation(len(self.sets[which]))
+        if not self.shuffle:
+            return [place % rows for place in range(first, first + count)]
+        turns = range(first // rows, (first + count - 1) // rows + 1)
+        line = [int(row) for turn in turns for row in np.random.default_rng([self.seed, 1 + which, turn]).permutation(rows)]
+        return line[first % rows :][:count]
 
     def _take_streamed(self, first: int, count: int) -> list[tuple[Data, Row]]:
         if first != self._position or first == 0:
@@ -221,4 +248,6 @@ def _shares(total: int, weights: "np.ndarray[Any, Any]") -> list[int]:
     shares = np.maximum(1, np.floor(exact).astype(int))
     for which in np.argsort(shares - exact)[: max(0, total - int(shares.sum()))]:
         shares[which] += 1
+    while shares.sum() > total:  # the places of those that were lifted to one
+        shares[np.argmax(np.where(shares > 1, shares - exact, -np.inf))] -= 1
     return [int(share) for share in shares]

@@ -8,7 +8,10 @@ from difflib import get_close_matches
 
 
 class LimbeckError(ValueError):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can mend; its message is one line, whatever was quoted in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class RecipeError(LimbeckError):

@@ -63,7 +63,7 @@ def _invert(mass_BK: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
     last_B = mass_BK.shape[1] - 1 - (mass_BK.flip(-1) > 0).int().argmax(-1)
     found_B = torch.minimum(torch.searchsorted(line_BK, target_B[:, None], right=True)[:, 0], last_B)
     start_B = (line_BK - mass_BK).gather(1, found_B[:, None])[:, 0]
-    return target_B - start_B, found_B
+    return (target_B - start_B).clamp(min=0), found_B  # sums are rounded
 
 
 def _narrowed(p_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -110,11 +110,12 @@ def write(
 def _write_together(
     model: Model, prompts: list[list[int]], sampling: Sampling, draws: "np.ndarray[Any, Any]", written: list[Written], told: Callable[[int], None]
 ) -> None:
-    """Write one batch until every row has ended; rows that have leave once a quarter of the batch is done."""
+    """Write one batch until every row has ended; rows that have leave once a quarter of the batch is done, or at the context's end."""
     ends = torch.tensor(sorted(model.vocabulary.end_ids), dtype=torch.int64)
     going, text = torch.arange(len(prompts)), model.begin(prompts)  # rows of `written` that the batch still holds
-    live_B = torch.ones(len(prompts), dtype=torch.bool)
-    for place in range(min(sampling.max_tokens, model.context - max(map(len, prompts)))):
+    room_B = torch.tensor([model.context - len(prompt) for prompt in prompts])
+    live_B = room_B > 0
+    for place in range(min(sampling.max_tokens, int(room_B.max()))):
         log_q_BV = torch.log_softmax(text.next_logits(), -1)
         tokens_B = choose(log_q_BV, torch.from_numpy(draws[going.numpy(), place]), sampling)
         logp_B = log_q_BV.gather(1, tokens_B[:, None])[:, 0].cpu()
@@ -123,11 +124,12 @@ def _write_together(
             written[int(going[b])].tokens.append(int(chosen_B[b]))
             written[int(going[b])].logp.append(float(logp_B[b]))
         told(int(live_B.sum()))
-        live_B = live_B & ~torch.isin(chosen_B, ends)
-        if not live_B.any():
+        full_B = room_B[going] <= place + 1
+        live_B = live_B & ~torch.isin(chosen_B, ends) & ~full_B
+        if not live_B.any() or place + 1 == sampling.max_tokens:
             return
-        text.feed(tokens_B)
-        if live_B.float().mean() <= 0.75:
+        if live_B.float().mean() <= 0.75 or full_B.any():
             kept = live_B.nonzero().flatten()
             text.keep(kept.to(tokens_B.device))
-            going, live_B = going[kept], live_B[kept]
+            going, live_B, tokens_B = going[kept], live_B[kept], tokens_B[kept.to(tokens_B.device)]
+        text.feed(tokens_B)

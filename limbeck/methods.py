@@ -4,12 +4,13 @@
 is a setting of `Recipe`, given by name: `gkd("student", "teacher", prompts="prompts.jsonl", steps=200)`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from limbeck.config import build
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, did_you_mean
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
 from limbeck.recipe import Recipe
 from limbeck.sources import Corpus, Mix, OnPolicy
@@ -79,3 +80,17 @@ def gkd_rl(
 
 METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl)}
 """By name, for the command line."""
+
+
+def named(method: str, **given: Any) -> Recipe:
+    """The recipe of a named method. Raises RecipeError for what the method needs and was not given, or does not take."""
+    if method not in METHODS:
+        raise RecipeError(f'there is no method "{method}"{did_you_mean(method, METHODS)}')
+    takes = inspect.signature(METHODS[method]).parameters
+    needed = [name for name, taken in takes.items() if taken.default is taken.empty and taken.kind is not taken.VAR_KEYWORD]
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise RecipeError(f"{method} needs {', '.join(f'--{name}' for name in missing)}")
+    if unknown := [name for name in given if name not in takes]:
+        raise RecipeError(f"{method} takes no --{unknown[0]}; it takes {', '.join(f'--{name}' for name in takes if name != 'numbers')}")
+    return METHODS[method](**given)

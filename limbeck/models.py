@@ -73,6 +73,16 @@ def precision(wanted: Precision) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
 
 
+def padded(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sequences as rows [B, S], and where in them, flattened, stands the token before each completion token [N].
+
+    Row n of hidden states is taken one position before completion token n: this is the one shift of the program.
+    """
+    ids_BS = torch.nn.utils.rnn.pad_sequence(batch.sequences(), batch_first=True)
+    sequence_N = batch.sequence_N
+    return ids_BS, sequence_N * ids_BS.shape[1] + (batch.places_N - batch.starts_B[sequence_N]) - 1
+
+
 @dataclass
 class Model:
     """A causal language model that is open: weights, vocabulary and head.
@@ -108,6 +118,12 @@ class Model:
         """Weights, tied ones counted once."""
         return sum(weight.numel() for weight in self.module.parameters())
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What it is, for the records."""
+        dtype, vocabulary = str(self.compute).removeprefix("torch."), self.vocabulary.fingerprint
+        return {"model": self.name, "parameters": self.parameters_total, "arithmetic": dtype, "vocabulary": vocabulary}
+
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Run in the model's compute dtype."""
         weights = next(self.causal.parameters()).dtype
@@ -117,14 +133,9 @@ class Model:
     def forward(self, batch: Batch) -> Outputs:
         """Hidden states [N, D] that predict each completion token, and the head they have yet to meet.
 
-        Sequences are padded on the right, where a causal model cannot see it, so no mask is needed. Row n is taken one
-        position before completion token n: this is the one shift of the program.
+        Sequences are padded on the right, where a causal model cannot see it, so no mask is needed.
         """
-        lengths_B = batch.lengths_B
-        rows_B, width = torch.arange(len(batch)), int(lengths_B.max())
-        ids_BS = torch.nn.utils.rnn.pad_sequence(batch.sequences(), batch_first=True)
-        sequence_N = batch.sequence_N
-        before_N = rows_B[sequence_N] * width + (batch.places_N - batch.starts_B[sequence_N]) - 1
+        ids_BS, before_N = padded(batch)
         with self.arithmetic():
             hidden_BSD = self.causal.get_decoder()(input_ids=ids_BS.to(device()), use_cache=False).last_hidden_state
         return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())], self.head)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from limbeck import vocabulary
-from limbeck.config import Part, part, plain, read_yaml, to_yaml
+from limbeck.config import Part, build, part, plain, read_yaml, to_yaml
 from limbeck.divergence import Divergence
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
@@ -45,6 +45,8 @@ class Recipe(Part):
     def __post_init__(self) -> None:
         if min(self.steps, self.tokens_per_pass, self.keep_last, self.evaluate_every or 1, self.save_every or 1) < 1:
             raise RecipeError("steps, tokens_per_pass, keep_last, evaluate_every and save_every must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed must lie between 0 and 2^63, found {self.seed}")
         if (self.keep == "best" or self.early_stop) and not (self.evaluations and self.evaluate_every):
             raise RecipeError("keeping the best and stopping early need evaluations and evaluate_every; give both")
         names = [evaluation.name for evaluation in self.evaluations]
@@ -63,7 +65,7 @@ class Recipe(Part):
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:
         """The recipe of nested plain data."""
-        return cls(**{name: value for name, value in settings.items() if name != "type"})
+        return build(settings, cls)
 
     def __plain__(self) -> dict[str, Any]:
         """Its settings, without the type that every recipe has."""
@@ -74,27 +76,26 @@ class Recipe(Part):
         """The whole recipe, every setting resolved, as YAML."""
         return to_yaml(self)
 
-    def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
-        """The four parts alive, where the run's newest checkpoint left them."""
+    def open_pair(self) -> tuple[Student, Teacher]:
+        """Student and teacher alive, proven to mean the same by a token."""
         student = self.student.load(self.steps)
         teacher = self.teacher.load(student)
-        dtype = ""
-        if teacher.opened is not None:
-            _share_vocabulary(student, teacher)
-            dtype = f" in {str(teacher.opened.compute).removeprefix('torch.')}"
+        _share_vocabulary(student, teacher)
+        return student, teacher
+
+    def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
+        """The four parts alive, where the run's newest checkpoint left them."""
+        student, teacher = self.open_pair()
         source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks))
         run.attach(student, source)
-        run.provenance(_named(self.teacher) + dtype, self.student.model, {"vocabulary": student.live.vocabulary.fingerprint})
+        run.provenance(student.live.described, teacher.opened.described if teacher.opened else type(teacher).__name__)
         return student, teacher, source, self.objective
-
-
-def _named(teacher: Teacher) -> str:
-    return teacher.model if isinstance(teacher, Local) else type(teacher).__name__
 
 
 def _share_vocabulary(student: Student, teacher: Teacher) -> None:
     """Prove that both mean the same by a token, after the student took the teacher's template where it should."""
-    assert teacher.opened is not None
+    if teacher.opened is None:
+        return
     mine, theirs = student.live.vocabulary, teacher.opened.vocabulary
     if mine is theirs:
         return

@@ -5,6 +5,7 @@ recipe.yaml · provenance.json · metrics.jsonl (no clocks in it) · timings.jso
 """
 
 import fcntl
+import json
 import os
 import platform
 import sys
@@ -94,22 +95,25 @@ class Run:
         for name in LOGS:
             rows = [row for row in read_jsonl(self.out / name) if places and row["step"] <= self.first]
             write_jsonl(self.out / name, rows)
+        if (known := self.out / "evaluations.json").exists():
+            write_json(known, {step: found for step, found in read_json(known).items() if places and int(step) <= self.first})
 
-    def provenance(self, teacher: str, student: str, extra: dict[str, Any]) -> None:
-        """Write what this run is made of."""
+    def provenance(self, student: dict[str, Any], teacher: dict[str, Any] | str) -> None:
+        """Write what this run is made of, and say the main of it."""
         packages = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "peft")
         facts = {
             "limbeck": version("limbeck"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace(str(Path.home()), "~"),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
             "machine": {"system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), "ranks": self.ranks},
             "seed": self.recipe.seed,
-            "teacher": teacher,
             "student": student,
-            **extra,
+            "teacher": teacher,
         }
-        write_json(self.out / "provenance.json", facts)
+        write_text(self.out / "provenance.json", json.dumps(facts, indent=2).replace(str(Path.home()), "~") + "\n")
+        said = teacher if isinstance(teacher, str) else f"{teacher['model']} in {teacher['arithmetic']}"
+        print(f"{self.out.name}: teacher {said}; student {student['model']} in {student['arithmetic']}", file=sys.stderr)
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to be done, shown as they are; ends early when the time is up or nothing gets better."""

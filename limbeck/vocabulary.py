@@ -80,19 +80,21 @@ class Vocabulary:
 
     def prompt(self, row: Row, data: Data) -> list[int]:
         """The tokens before an answer: of a dialogue, up to the last turn that is the model's to write."""
+        row = _present(row)
         if "prompt_ids" in row:
-            return list(row["prompt_ids"])
+            return _nonempty(list(row["prompt_ids"]))
         messages = self._messages({name: value for name, value in row.items() if name != "completion"}, data)
         if messages is None and "prompt" not in row:
             raise DataError(f"{data.path}: a prompt was asked for, found columns {', '.join(row)}; give prompt or messages")
         if messages is None:
-            return self._start(str(row["prompt"]))
+            return _nonempty(self._start(_string(row, "prompt")))
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         return self.ids(self.chat(messages, prompt=True, **self._arguments(row, data)))
 
     def texts(self, row: Row, data: Data, max_tokens: int) -> list[Text]:
         """The sequences of a row, with their completion spans, each at most `max_tokens` long; empty where no completion fits."""
+        row = _present(row)
         texts = self._whole(row, data)
         if "text" in row and not any(name in row for name in ("messages", "conversations", "prompt", "prompt_ids")):
             texts = [window for text in texts for window in _windows(text, max_tokens)]
@@ -108,16 +110,16 @@ class Vocabulary:
         if "prompt" in row:
             if "completion" not in row:
                 raise DataError(f"{data.path}: a prompt without a completion; add the column, or let a model write with OnPolicy(...)")
-            return [self._answered(self._start(str(row["prompt"])), [*self.ids(str(row["completion"])), *self._eos()], columns)]
+            return [self._answered(self._start(_string(row, "prompt")), [*self.ids(_string(row, "completion")), *self._eos()], columns)]
         if "text" not in row:
             raise DataError(f"{data.path}: a row has columns {', '.join(row)}; rows need text, prompt, messages or prompt_ids")
-        ids = [*self._start(str(row["text"])), *self._eos()]
+        ids = [*self._start(_string(row, "text")), *self._eos()]
         return [Text(ids, [Span(1, len(ids))], columns)] if len(ids) > 1 else []
 
     def _answered(self, prompt: list[int], answer: list[int], columns: dict[str, Any], logp: list[float] | None = None) -> Text:
-        if not prompt:
-            raise DataError("a prompt without a token: nothing predicts the first token of its answer; give it some text")
-        return Text([*prompt, *answer], [Span(len(prompt), len(prompt) + len(answer))], columns, logp)
+        if logp is not None and len(logp) != len(answer):
+            raise DataError(f"completion_logp has {len(logp)} numbers for {len(answer)} completion_ids; give one for each")
+        return Text([*_nonempty(prompt), *answer], [Span(len(prompt), len(prompt) + len(answer))], columns, logp)
 
     def _messages(self, row: Row, data: Data) -> list[dict[str, Any]] | None:
         """The row as a dialogue, where it is one or is to be rendered as one."""
@@ -126,12 +128,15 @@ class Vocabulary:
             return messages
         if data.template == "plain" or (data.template == "auto" and not self.has_template):
             return None
-        answer = [{"role": "assistant", "content": row["completion"]}] if "completion" in row else []
-        return [{"role": "user", "content": row["prompt"]}, *answer]
+        answer = [{"role": "assistant", "content": _string(row, "completion")}] if "completion" in row else []
+        return [{"role": "user", "content": _string(row, "prompt")}, *answer]
 
     def _arguments(self, row: Row, data: Data) -> dict[str, Any]:
         tools = row.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
+        try:
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+        except json.JSONDecodeError as error:
+            raise DataError(f"{data.path}: tools is a string and no JSON ({error.msg}); give a list, or one written as JSON") from None
         return {**({"tools": tools} if tools else {}), **data.template_arguments}
 
     def _start(self, text: str) -> list[int]:
@@ -144,9 +149,9 @@ class Vocabulary:
         return [eos] if isinstance(eos, int) else []
 
     def _dialogue(self, messages: list[dict[str, Any]], arguments: dict[str, Any], columns: dict[str, Any]) -> list[Text]:
-        turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n > 0]  # a greeting answers nothing
         if not turns:
-            raise DataError("a dialogue without an assistant turn has no completion; add one, or let a model write with OnPolicy(...)")
+            raise DataError("a dialogue without an assistant turn after another's has no completion; add one, or let a model write with OnPolicy(...)")
         pairs = [(self.chat(messages[:n], prompt=True, **arguments), self.chat(messages[: n + 1], **arguments)) for n in turns]
         whole = pairs[-1][1]
         if all(whole.startswith(after) and after.startswith(before) for before, after in pairs):
@@ -163,9 +168,26 @@ class Vocabulary:
             tokens += self.ids(before[done:])
             answer = self.ids(after[len(before) :])
             ends = [place for place, token in enumerate(answer) if token in self.end_ids]
-            spans.append(Span(len(tokens), len(tokens) + (ends[-1] + 1 if ends else len(answer))))
+            spans.append(Span(len(_nonempty(tokens)), len(tokens) + (ends[-1] + 1 if ends else len(answer))))
             tokens, done = tokens + answer, len(after)
         return Text(tokens[: spans[-1].stop], spans, columns)
+
+
+def _present(row: Row) -> Row:
+    """The columns that hold something: files with a fixed set of columns say null where a row has none."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _string(row: Row, column: str) -> str:
+    if isinstance(row[column], list | dict):
+        raise DataError(f"{column} must be text, found {type(row[column]).__name__}; put dialogues into messages")
+    return str(row[column])
+
+
+def _nonempty(ids: list[int]) -> list[int]:
+    if not ids:
+        raise DataError("a prompt without a token: nothing predicts the first token of its answer; give it some text")
+    return ids
 
 
 def _completion_ids(row: Row, data: Data) -> list[int]:
@@ -183,7 +205,7 @@ def _cut(text: Text, max_tokens: int) -> Text:
 
 def _windows(text: Text, max_tokens: int) -> list[Text]:
     """A long text as sequences that share one token, so that each token is predicted once."""
-    pieces = [text.tokens[start : start + max_tokens] for start in range(0, len(text.tokens) - 1, max_tokens - 1)]
+    pieces = [text.tokens[start : start + max_tokens] for start in range(0, len(text.tokens) - 1, max(1, max_tokens - 1))]
     return [Text(piece, [Span(1, len(piece))], text.columns) for piece in pieces]
 
 
@@ -203,7 +225,7 @@ def prove_equal(student: Vocabulary, teacher: Vocabulary) -> None:
     if student.ids(PROBE_TEXT) != teacher.ids(PROBE_TEXT):
         raise VocabularyError("the tokenizers know the same tokens and cut text differently; use the teacher's tokenizer for the student")
     if student.has_template and teacher.has_template and student.chat(PROBE) != teacher.chat(PROBE):
-        lines = unified_diff(student.chat(PROBE).splitlines(), teacher.chat(PROBE).splitlines(), "student", "teacher", lineterm="", n=0)
+        lines = unified_diff(student.chat(PROBE).split("\n"), teacher.chat(PROBE).split("\n"), "student", "teacher", lineterm="", n=0)
         shown = " | ".join(list(lines)[2:8])
         raise VocabularyError(f"the chat templates differ: {shown}; to render by the teacher's, set student.chat_template=teacher")
 

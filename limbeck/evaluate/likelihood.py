@@ -14,7 +14,7 @@ import torch
 
 from limbeck.batch import Batch, Span, Text
 from limbeck.config import Part, part
-from limbeck.data import Pool
+from limbeck.data import Pool, asked_of
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError
 from limbeck.generate import Sampling
@@ -82,7 +82,9 @@ class Likelihood(Evaluation):
         with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
             written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))
         pairs = [(prompts[n], new) for n, new in zip(kept, written, strict=True)]
-        return [Text([*ids, *new.tokens], [Span(len(ids), len(ids) + len(new.tokens))], {}, new.logp) for ids, new in pairs]
+        asked = [{"asked": asked_of(rows[n][1])} for n in kept]
+        spans = [Span(len(ids), len(ids) + len(new.tokens)) for ids, new in pairs]
+        return [Text([*ids, *new.tokens], [span], what, new.logp) for (ids, new), span, what in zip(pairs, spans, asked, strict=True)]
 
 
 def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_per_pass: int, name: str = "heldout") -> dict[str, Any]:
@@ -123,7 +125,7 @@ def interval(sums_B: Sequence[float], counts_B: Sequence[float], seed: int = 0) 
 
 def _sample(text: Text, vocabulary: Vocabulary) -> dict[str, str]:
     start = text.spans[0].start
-    return {"prompt": vocabulary.text(text.tokens[:start]), "completion": vocabulary.text(text.tokens[start:])}
+    return {"prompt": text.columns["asked"] or vocabulary.text(text.tokens[:start]), "completion": vocabulary.text(text.tokens[start:])}
 
 
 def evaluate(student: Student, teacher: Teacher, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:

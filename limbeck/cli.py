@@ -1,0 +1,139 @@
+"""The command line: the verbs, and no logic of their own."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limbeck.errors import LimbeckError, RecipeError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
+
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: objective.temperature=2.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the same command goes on where it stopped.")]
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help="A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl.")],
+    teacher: Annotated[str | None, typer.Option(help="For a method: hub name, folder or GGUF file.")] = None,
+    student: Annotated[str | None, typer.Option(help="For a method: hub name or folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="For a method: text to learn from (JSONL, Parquet, hub name).")] = None,
+    prompts: Annotated[str | None, typer.Option(help="For a method: prompts that the student answers.")] = None,
+    reward: Annotated[str | None, typer.Option(help="For a method: a verifier, module:function.")] = None,
+    settings: Settings = None,
+    out: Out = Path("runs/distill"),
+) -> None:
+    """Move a student toward its teacher, by a recipe or by a method's name."""
+    from limbeck.config import override, plain
+    from limbeck.methods import METHODS, named
+    from limbeck.recipe import Recipe
+    from limbeck.train import distill as run
+
+    given = {"teacher": teacher, "student": student, "data": data, "prompts": prompts, "reward": reward}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if recipe in METHODS:
+        plan = plain(named(recipe, **asked))
+    elif asked:
+        raise RecipeError(f'--{next(iter(asked))} goes with a method ({", ".join(METHODS)}), and "{recipe}" is none; in a recipe use --set')
+    else:
+        plan = plain(Recipe.read(recipe))
+    run(Recipe.of(override(plan, settings or [])), out)
+    print(f"student: {out / 'student'}")
+
+
+@app.command()
+def evaluate(
+    student: Annotated[str, typer.Option(help="Hub name or folder.")],
+    data: Annotated[str, typer.Option(help="Held-out text (JSONL, Parquet, hub name).")],
+    teacher: Annotated[str | None, typer.Option(help="Hub name, folder or GGUF file; without one, cross-entropy alone.")] = None,
+    own_text: Annotated[bool, typer.Option("--own-text", help="Let the student answer the prompts, and measure on that.")] = False,
+    rows: Annotated[int, typer.Option(help="How many rows to take.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure how far a student is from its teacher on held-out text: KL both ways, cross-entropy, perplexity."""
+    from limbeck.evaluate import Likelihood
+    from limbeck.files import write_json
+    from limbeck.recipe import Recipe
+    from limbeck.sources import Corpus
+    from limbeck.student import Student
+    from limbeck.teachers import Local, Silent
+
+    judge = Local(teacher) if teacher else Silent()
+    pair = Recipe(Student(student), Corpus(data), judge)
+    live_student, live_teacher = pair.open_pair()
+    found = Likelihood(data, rows=rows, own_text=own_text).run(live_student, live_teacher)
+    figures = {key: value for key, value in found.items() if key != "samples"}
+    _table(["figure", "value", "95 % interval"], [_figure_row(figures, key) for key in figures if not key.endswith("_interval")])
+    if out:
+        write_json(out, figures)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the first run.")] = None,
+) -> None:
+    """Draw one page from one or many runs: curves, tables, completions, provenance."""
+    from limbeck.report import report as draw
+
+    print(f"report: {draw(runs, out or runs[0] / 'report.html')}")
+
+
+@app.command()
+def quickstart(
+    teacher: Annotated[str | None, typer.Option(help="Hub name, folder or GGUF file; by default SmolLM2-135M-Instruct from a Python package.")] = None,
+    layers: Annotated[int, typer.Option(help="How many of its layers the student keeps.")] = 15,
+    minutes: Annotated[float, typer.Option(help="About how long it may take, set-up left out.")] = 8.0,
+    steps: Annotated[int | None, typer.Option(help="Steps in place of minutes; a fifth of them are on-policy.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of everything; the same command goes on where it stopped.")] = Path("runs/quickstart"),
+) -> None:
+    """Distill a real language model, end to end, on this machine."""
+    from limbeck.quickstart import quickstart as run
+
+    table = run(out, teacher, layers, minutes, steps)
+    _table(table["columns"], table["rows"])
+    for sample in table["samples"]:
+        _table(["", sample["prompt"]], [[who, text] for who, text in sample["completions"].items()])
+    print(f"student: {out / '2-own-answers' / 'student'}\nreport:  {out / 'report.html'}")
+
+
+def _figure_row(figures: dict[str, Any], key: str) -> list[str]:
+    low_high = figures.get(f"{key}_interval")
+    value = figures[key]
+    return [key, f"{value:.4f}" if isinstance(value, float) else str(value), f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*(Text(column) for column in columns))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run a command; what is the user's to mend is said in one line."""
+    try:
+        _quiet()
+        app()
+    except LimbeckError as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _quiet() -> None:
+    """Keep the progress bars of the libraries out of ours; set before they are imported."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Every divergence again, slowly: plain float64 numpy, from the formula in its docstring and a gradient derived by hand.
+
+Axes: C rows, V outcomes, K kept ones. Each takes the teacher's logits z [C, V], the student's s [C, V] and a temperature T,
+and gives nats [C] and their gradient on s [C, V]. With p = softmax(z / T), q = softmax(s / T), and `value`, `slope` those of
+p and q at T = 1, the result is `T^2 value` and `T slope`: d/ds of T^2 D(s / T) is T^2 D' / T. Total variation takes `T` and 1.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Answer = tuple[Array, Array]
+Oracle = Callable[..., Answer]
+
+
+def log_softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """`log softmax(x / T)` in float64, or wider where it is given wider."""
+    x = np.asarray(logits, dtype=np.promote_types(np.asarray(logits).dtype, np.float64)) / temperature
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def total(x: Array) -> Array:
+    return x.sum(-1, keepdims=True)
+
+
+def tempered(formula: Callable[..., Answer], order: int = 2) -> Oracle:
+    """Soften both sides, and give value and gradient their size back."""
+
+    def oracle(z: Array, s: Array, temperature: float = 1.0, **settings: float) -> Answer:
+        value, slope = formula(log_softmax(z, temperature), log_softmax(s, temperature), **settings)
+        return temperature**order * value, temperature ** (order - 1) * slope
+
+    oracle.__doc__ = formula.__doc__
+    return oracle
+
+
+def _forward_kl(lp: Array, lq: Array) -> Answer:
+    """`sum p log(p / q)`; gradient `q - p`."""
+    return (np.exp(lp) * (lp - lq)).sum(-1), np.exp(lq) - np.exp(lp)
+
+
+def _reverse_kl(lp: Array, lq: Array) -> Answer:
+    """`sum q log(q / p)`; gradient `q (log(q / p) - KL)`."""
+    kl = total(np.exp(lq) * (lq - lp))
+    return kl[..., 0], np.exp(lq) * (lq - lp - kl)
+
+
+def _jeffreys(lp: Array, lq: Array) -> Answer:
+    """`(KL(p || q) + KL(q || p)) / 2`."""
+    (forward, down), (reverse, up) = _forward_kl(lp, lq), _reverse_kl(lp, lq)
+    return (forward + reverse) / 2, (down + up) / 2
+
+
+def _jsd(lp: Array, lq: Array, beta: float = 0.5, normalized: bool = False) -> Answer:
+    """`b KL(p || m) + (1 - b) KL(q || m)`, `m = b p + (1 - b) q`; gradient `(1 - b) q (log(q / m) - KL(q || m))`."""
+    lm = np.logaddexp(lp + np.log(beta), lq + np.log(1 - beta))
+    to_m = total(np.exp(lq) * (lq - lm))
+    share = 1 / (beta * (1 - beta)) if normalized else 1.0
+    value = beta * (np.exp(lp) * (lp - lm)).sum(-1) + (1 - beta) * to_m[..., 0]
+    return share * value, share * (1 - beta) * np.exp(lq) * (lq - lm - to_m)
+
+
+def _skew_kl(lp: Array, lq: Array, skew: float = 0.1) -> Answer:
+    """`sum p log(p / m)`, `m = a p + (1 - a) q`; gradient `(1 - a) q (sum q p / m - p / m)`."""
+    lm = np.logaddexp(lp + np.log(skew), lq + np.log(1 - skew))
+    ratio = np.exp(lp - lm)
+    return (np.exp(lp) * (lp - lm)).sum(-1), (1 - skew) * np.exp(lq) * (total(np.exp(lq) * ratio) - ratio)
+
+
+def _skew_reverse_kl(lp: Array, lq: Array, skew: float = 0.1) -> Answer:
+    """`sum q log(q / m)`, `m = (1 - a) p + a q`; gradient `q (h - sum q h)`, `h = log(q / m) - a q / m`."""
+    lm = np.logaddexp(lp + np.log(1 - skew), lq + np.log(skew))
+    h = lq - lm - skew * np.exp(lq - lm)
+    return (np.exp(lq) * (lq - lm)).sum(-1), np.exp(lq) * (h - total(np.exp(lq) * h))
+
+
+def _total_variation(lp: Array, lq: Array) -> Answer:
+    """`sum |p - q| / 2`; gradient `q (sign(q - p) - sum q sign(q - p)) / 2`."""
+    p, q = np.exp(lp), np.exp(lq)
+    return abs(p - q).sum(-1) / 2, q * (np.sign(q - p) - total(q * np.sign(q - p))) / 2
+
+
+def _alpha(lp: Array, lq: Array, alpha: float = 0.5) -> Answer:
+    """`(1 - sum p^a q^(1 - a)) / (a (1 - a))`; gradient `(q sum p^a q^(1 - a) - p^a q^(1 - a)) / a`."""
+    both = np.exp(alpha * lp + (1 - alpha) * lq)
+    return (1 - both.sum(-1)) / (alpha * (1 - alpha)), (np.exp(lq) * total(both) - both) / alpha
+
+
+forward_kl = tempered(_forward_kl)
+reverse_kl = tempered(_reverse_kl)
+jeffreys = tempered(_jeffreys)
+jsd = tempered(_jsd)
+skew_kl = tempered(_skew_kl)
+skew_reverse_kl = tempered(_skew_reverse_kl)
+total_variation = tempered(_total_variation, order=1)
+alpha_divergence = tempered(_alpha)
+
+
+def log_sum_exp(x: Array) -> Array:
+    """`log sum exp x` of one row; -inf where nothing is summed."""
+    if len(x) == 0:
+        return np.array(-np.inf)
+    return x.max() + np.log(np.exp(x - x.max()).sum())
+
+
+def forward_kl_top_k(z: Array, s: Array, temperature: float = 1.0, *, ids: NDArray[np.int64]) -> Answer:
+    """`sum_K p log(p / q) + t log(t / u)`, t and u the masses of all others; gradient `q - p` on K, `q - t q / u` off K.
+
+    The others are summed themselves, row by row, so that neither t nor u is ever one less something.
+    """
+    lp, lq = log_softmax(z, temperature), log_softmax(s, temperature)
+    values, slopes = np.zeros(len(lp), dtype=lp.dtype), np.exp(lq) - np.exp(lp)
+    for c, kept in enumerate(ids):
+        rest = np.delete(np.arange(lp.shape[-1]), kept)
+        lt, lu = log_sum_exp(lp[c, rest]), log_sum_exp(lq[c, rest])
+        values[c] = (np.exp(lp[c, kept]) * (lp[c, kept] - lq[c, kept])).sum()
+        if len(rest):
+            values[c] += np.exp(lt) * (lt - lu)
+            slopes[c, rest] = np.exp(lq[c, rest]) - np.exp(lt + lq[c, rest] - lu)
+    return temperature**2 * values, temperature * slopes
+
+
+def cross_entropy(tokens: NDArray[np.int64], s: Array) -> Answer:
+    """`-log q(token)`; gradient `q - onehot`."""
+    lq, rows = log_softmax(s), np.arange(len(tokens))
+    slope = np.exp(lq)
+    slope[rows, tokens] -= 1
+    return -lq[rows, tokens], slope
