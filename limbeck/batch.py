@@ -110,12 +110,13 @@ class Batch:
 
     def select(self, chosen: Sequence[int]) -> "Batch":
         """The batch of these sequences, in this order."""
-        kept = [torch.arange(int(self.starts_B[b]), int(self.starts_B[b] + self.lengths_B[b])) for b in chosen]
-        rows = [(self.sequence_N == b).nonzero().flatten() for b in chosen]
+        starts_B, ends_N = self.starts_B, torch.bincount(self.sequence_N, minlength=len(self)).cumsum(0).tolist()
+        kept = [torch.arange(int(starts_B[b]), int(starts_B[b] + self.lengths_B[b])) for b in chosen]
+        rows = [torch.arange(ends_N[b - 1] if b else 0, ends_N[b]) for b in chosen]
         where_T = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
         rows_N = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
         lengths_B = self.lengths_B[list(chosen)]
-        shift_B = lengths_B.cumsum(0) - lengths_B - self.starts_B[list(chosen)]
+        shift_B = lengths_B.cumsum(0) - lengths_B - starts_B[list(chosen)]
         counts = [len(row) for row in rows]
         return replace(
             self,

@@ -74,8 +74,9 @@ class ForwardKL(Divergence):
         has_tail_C = said.log_tail_C > float("-inf")
         log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
         nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
-        off_k_C = torch.where(has_tail_C, 1 - log_ratio_C.exp(), 1.0)
-        gradient_CV = log_q_CV.exp().mul_(off_k_C[:, None]).scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
+        log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j (1 - t/u) as two exponentials: neither overflows
+        gradient_CV = log_q_CV.exp().sub_((log_q_CV + log_share_C[:, None]).exp_())
+        gradient_CV.scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
         return nats_C * self.temperature**2, gradient_CV.mul_(self.temperature)
 
 
@@ -108,10 +109,10 @@ class JSD(Divergence):
 
     def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """`beta p (log p - log m) + (1 - beta) q (log q - log m)`; its second half is the slope."""
-        log_m = torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
+        p_over_m, q_over_m = _over_mixture(log_p, log_q, self.beta)
         share = 1.0 / (self.beta * (1 - self.beta)) if self.normalized else 1.0
-        slope = (log_q - log_m).mul_(log_q.exp()).mul_((1 - self.beta) * share)
-        value = (log_p - log_m).mul_(log_p.exp()).mul_(self.beta * share)
+        slope = q_over_m.mul_(log_q.exp()).mul_((1 - self.beta) * share)
+        value = p_over_m.mul_(log_p.exp()).mul_(self.beta * share)
         return value.add_(slope), slope
 
 
@@ -137,8 +138,9 @@ class SkewKL(Divergence):
 
     def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """`p (log p - log m)`, slope `-(1 - skew) p q / m`."""
-        log_m = torch.logaddexp(log_p + math.log(self.skew), log_q + math.log1p(-self.skew))
-        return log_p.exp() * (log_p - log_m), (log_p + log_q - log_m).exp().mul_(self.skew - 1)
+        p_over_m, _ = _over_mixture(log_p, log_q, self.skew)
+        slope = (log_q + p_over_m).exp_().mul_(self.skew - 1)
+        return p_over_m.mul_(log_p.exp()), slope
 
 
 @part
@@ -153,9 +155,9 @@ class SkewReverseKL(Divergence):
 
     def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """`q (log q - log m)`, slope `q (log q - log m - skew q / m)`."""
-        log_m = torch.logaddexp(log_p + math.log1p(-self.skew), log_q + math.log(self.skew))
-        log_ratio, q = log_q - log_m, log_q.exp()
-        return q * log_ratio, q * (log_ratio - self.skew * log_ratio.exp())
+        _, q_over_m = _over_mixture(log_p, log_q, 1 - self.skew)
+        q = log_q.exp()
+        return q * q_over_m, q * (q_over_m - self.skew * q_over_m.exp())
 
 
 @part
@@ -188,6 +190,19 @@ class AlphaDivergence(Divergence):
         mixed = a * x + (1 - a) * y
         value = (a * x.expm1() + (1 - a) * y.expm1() - mixed.expm1()) * top.exp() / (a * (1 - a))
         return value, (mixed + top).exp().div_(-a)
+
+
+def _over_mixture(log_p: Tensor, log_q: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """`log p - log m` and `log q - log m` for `m = share p + (1 - share) q`, against the heavier of the two.
+
+    The mixture's own logarithm is never formed: its rounding, of the size of log V, would be all that is left near p = q.
+    """
+    gap = log_p - log_q
+    if share <= 0.5:
+        m_over_q = torch.logaddexp(gap + math.log(share), gap.new_tensor(math.log1p(-share)))
+        return gap.sub_(m_over_q), m_over_q.neg_()
+    m_over_p = torch.logaddexp(math.log1p(-share) - gap, gap.new_tensor(math.log(share)))
+    return m_over_p.neg(), gap.add_(m_over_p).neg_()
 
 
 def _check_inside(name: str, value: float, where: str, ends: str) -> None:

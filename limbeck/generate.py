@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.config import Part, part
 from limbeck.errors import RecipeError
 from limbeck.models import Model
+from limbeck.targets import Logits
 
 
 @part
@@ -116,7 +117,7 @@ def _write_together(
     room_B = torch.tensor([model.context - len(prompt) for prompt in prompts])
     live_B = room_B > 0
     for place in range(min(sampling.max_tokens, int(room_B.max()))):
-        log_q_BV = torch.log_softmax(text.next_logits(), -1)
+        log_q_BV = Logits(text.next_logits()).log_probs()
         tokens_B = choose(log_q_BV, torch.from_numpy(draws[going.numpy(), place]), sampling)
         logp_B = log_q_BV.gather(1, tokens_B[:, None])[:, 0].cpu()
         chosen_B = tokens_B.cpu()

@@ -13,12 +13,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from limbeck.batch import Batch
 from limbeck.errors import ModelError, VocabularyError
 from limbeck.head import Head
 from limbeck.objective import Outputs
 from limbeck.vocabulary import Vocabulary
+
+disable_progress_bar()  # loading takes seconds; what takes long is shown by progress.py
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -270,7 +270,7 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *upstream: Tensor) -> Any:
         gradients: tuple[Tensor | None, ...] = ctx.gradients  # pyright: ignore[reportAttributeAccessIssue]  # set in forward
-        return *(None if g is None else g.mul_(upstream[0].to(g)) for g in gradients), None
+        return *(None if g is None else g * upstream[0].to(g) for g in gradients), None
 
 
 def row_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Tensor]]:

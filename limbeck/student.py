@@ -119,7 +119,7 @@ class Student(Part):
         """Everything that a step changes, by name: the moving weights and the optimizer's moments."""
         moving = {name: weight for name, weight in self.live.module.named_parameters() if weight.requires_grad}
         moments = {
-            f"moment.{name}.{kind}": value
+            f"moment.{name}.{kind}": torch.as_tensor(value)  # bitsandbytes counts its steps in plain numbers
             for name, weight in moving.items()
             for kind, value in self._optimizer.state.get(weight, {}).items()
         }
@@ -133,7 +133,11 @@ class Student(Part):
                 continue
             weight.copy_(state[f"weight.{name}"])
             mark = f"moment.{name}."
-            self._optimizer.state[weight] = {key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)}
+            self._optimizer.state[weight] = {
+                key.removeprefix(mark): value if value.is_floating_point() or value.ndim else int(value)
+                for key, value in state.items()
+                if key.startswith(mark)
+            }
 
 
 def _where(nats: dict[str, Tensor], batch: Batch) -> str:
@@ -143,7 +147,7 @@ def _where(nats: dict[str, Tensor], batch: Batch) -> str:
 
 def _checkpoint_activations(causal: Any) -> None:
     """Recompute activations on the way back. Transformers does so in training mode only, so dropout is set to 0 in it."""
-    causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal.activation_checkpointing_enable({"use_reentrant": False})
     causal.train()
     for module in causal.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -130,7 +130,7 @@ REASONED = {"prompt": "a", "completion": "<think>\nx\n</think>\n\nb"}
         ({"prompt": "a", "completion": "b"}, ASKS_OTHERWISE, {},
          "where its own prompt does not lead: 'm_end|>\\n<|im_start|>model\\n' against 'm_end|>\\n<|im_start|>assistant\\nb<|im_end|'"),
         (REASONED, THINKING, THINK_NOT, "the chat template puts an answer where its own prompt does not lead: "),
-        ({"messages": dialogue(("user", "a"))}, toys.CHATML, {}, "a dialogue without an assistant turn has no completion"),
+        ({"messages": dialogue(("user", "a"))}, toys.CHATML, {}, "a dialogue without an assistant turn after another's has no completion"),
         ({"messages": TWO}, None, {}, "this tokenizer has no chat template"),
         ({"prompt": "a", "completion": "b"}, None, {"template": "chat"}, "this tokenizer has no chat template"),
         ({"messages": TWO}, "{{ raise_exception('no\n system') }}", {}, "the chat template refuses a dialogue: no system"),
