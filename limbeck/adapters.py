@@ -16,17 +16,17 @@ class LoRA(Part):
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     targets: list[str] | Literal["all-linear"] = "all-linear"
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def add_lora(module: Any, lora: LoRA, quantized: bool, checkpointing: bool) -> Any:
+def add_lora(module: Any, lora: LoRA, quantized: bool) -> Any:
     """Freeze a model and put adapters on it."""
     import peft
 
     if quantized:
-        module = peft.prepare_model_for_kbit_training(module, use_gradient_checkpointing=checkpointing)
+        module = peft.prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM", **lora.options
     )

@@ -5,10 +5,13 @@ about completion token n, whichever sequence and turn it stands in. No padding, 
 the business of `models.py` alone.
 """
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves split and tolist half typed)
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -106,11 +109,12 @@ class Batch:
 
     def sequences(self) -> list[Tensor]:
         """The tokens of each sequence."""
-        return list(self.tokens_T.split(self.lengths_B.tolist()))
+        return list(cast(tuple[Tensor, ...], self.tokens_T.split(cast(list[int], self.lengths_B.tolist()))))
 
     def select(self, chosen: Sequence[int]) -> "Batch":
         """The batch of these sequences, in this order."""
-        starts_B, ends_N = self.starts_B, torch.bincount(self.sequence_N, minlength=len(self)).cumsum(0).tolist()
+        starts_B = self.starts_B
+        ends_N = cast(list[int], torch.bincount(self.sequence_N, minlength=len(self)).cumsum(0).tolist())
         kept = [torch.arange(int(starts_B[b]), int(starts_B[b] + self.lengths_B[b])) for b in chosen]
         rows = [torch.arange(ends_N[b - 1] if b else 0, ends_N[b]) for b in chosen]
         where_T = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
@@ -136,7 +140,7 @@ class Batch:
         A sequence longer than that is a part of its own. The parts hold every sequence once, longest first, so that the
         pass that needs most memory comes first.
         """
-        order = torch.argsort(self.lengths_B, descending=True, stable=True).tolist()
+        order = cast(list[int], torch.argsort(self.lengths_B, descending=True, stable=True).tolist())
         cuts: list[list[int]] = []
         for b in order:
             if cuts and (len(cuts[-1]) + 1) * int(self.lengths_B[cuts[-1][0]]) <= tokens_per_pass:

@@ -53,6 +53,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
 ) -> None:
     """Measure how far a student is from its teacher on held-out text: KL both ways, cross-entropy, perplexity."""
+    from limbeck.data import Data
     from limbeck.evaluate import Likelihood
     from limbeck.files import write_json
     from limbeck.recipe import Recipe
@@ -61,9 +62,9 @@ def evaluate(
     from limbeck.teachers import Local, Silent
 
     judge = Local(teacher) if teacher else Silent()
-    pair = Recipe(Student(student), Corpus(data), judge)
+    pair = Recipe(Student(student), Corpus([Data(data)]), judge)
     live_student, live_teacher = pair.open_pair()
-    found = Likelihood(data, rows=rows, own_text=own_text).run(live_student, live_teacher)
+    found = Likelihood([Data(data)], rows=rows, own_text=own_text).run(live_student, live_teacher)
     figures = {key: value for key, value in found.items() if key != "samples"}
     _table(["figure", "value", "95 % interval"], [_figure_row(figures, key) for key in figures if not key.endswith("_interval")])
     if out:
@@ -83,16 +84,19 @@ def report(
 
 @app.command()
 def quickstart(
-    teacher: Annotated[str | None, typer.Option(help="Hub name, folder or GGUF file; by default SmolLM2-135M-Instruct from a Python package.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Hub name, folder or GGUF file; by default SmolLM2-135M-Instruct from a Python package.")
+    ] = None,
     layers: Annotated[int, typer.Option(help="How many of its layers the student keeps.")] = 15,
     minutes: Annotated[float, typer.Option(help="About how long it may take, set-up left out.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Steps in place of minutes; a fifth of them are on-policy.")] = None,
+    prompts: Annotated[int | None, typer.Option(help="How many of the shipped prompts to use; by default all.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of everything; the same command goes on where it stopped.")] = Path("runs/quickstart"),
 ) -> None:
     """Distill a real language model, end to end, on this machine."""
     from limbeck.quickstart import quickstart as run
 
-    table = run(out, teacher, layers, minutes, steps)
+    table = run(out, teacher, layers, minutes, steps, prompts)
     _table(table["columns"], table["rows"])
     for sample in table["samples"]:
         _table(["", sample["prompt"]], [[who, text] for who, text in sample["completions"].items()])
@@ -110,7 +114,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*(Text(column) for column in columns))
+    table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -4,6 +4,9 @@ Rows are mappings as the files hold them; `vocabulary.py` makes tokens of them. 
 `text` · `prompt` · `prompt` + `completion` · `messages` · `conversations` (ShareGPT) · `prompt_ids` [+ `completion_ids`].
 """
 
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (datasets has no stubs)
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
@@ -36,7 +39,7 @@ class Data(Part):
     weight: float = 1.0
     streaming: bool = False
     template: Literal["auto", "chat", "plain"] = "auto"
-    template_arguments: dict[str, Any] = field(default_factory=dict)
+    template_arguments: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def adopt(cls, value: object) -> object:

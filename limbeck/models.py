@@ -28,12 +28,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Opening:
-    """How a model's weights are read. `dtype` "auto" is bfloat16 where the processor gains by it, else float32."""
+    """How a model's weights are read. `dtype` "auto" is bfloat16 where the processor gains by it, else float32.
+
+    training: in transformers' training mode, dropout set to 0: for what works in no other, such as activation
+    checkpoints, and 4-bit weights, which bitsandbytes packs on a CPU for inference alone, losing their gradient.
+    """
 
     dtype: Precision = "auto"
     attention: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
+    training: bool = False
 
 
 @cache
@@ -64,7 +69,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
     times = list[float]()
     for _ in range(5):
         start = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -198,7 +203,17 @@ def open_model(name: str, opening: Opening, compute: Precision | None = None) ->
     vocabulary = Vocabulary(tokenizer, frozenset([ends] if isinstance(ends, int) else ends or []))
     weights = next(module.parameters()).dtype
     dtype = precision(compute) if compute else weights
-    return Model(module, vocabulary, name, dtype, _head_like(module.eval(), vocabulary, name))
+    module = _without_dropout(module.train()) if opening.training else module.eval()
+    return Model(module, vocabulary, name, dtype, _head_like(module, vocabulary, name))
+
+
+def _without_dropout(module: Any) -> Any:
+    for layer in cast(list[Any], list(module.modules())):
+        if isinstance(getattr(layer, "attention_dropout", None), float):
+            layer.attention_dropout = 0.0
+        elif isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    return module
 
 
 def open_vocabulary(name: str, opening: Opening) -> Vocabulary:
@@ -235,7 +250,7 @@ def _module(name: str, opening: Opening) -> Any:
     if "gguf_file" in place:
         del options["use_safetensors"]
     try:
-        module = AutoModelForCausalLM.from_pretrained(**place, **options)
+        module: Any = AutoModelForCausalLM.from_pretrained(**place, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(_reason(name, "model", error)) from None
     if "gguf_file" in place:  # its tensors are whole again; left in place, the note forbids saving them

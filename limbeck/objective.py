@@ -5,6 +5,9 @@ gradient of those nats on the student's logits; they never reduce, average, mask
 pass never exist: each chunk of rows is scored, differentiated and dropped, since the scale of the loss is known before.
 """
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves Function.apply half typed)
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +15,6 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from limbeck.batch import WRITERS, Batch
 from limbeck.config import Part, build, import_object, part, plain, settings_of
@@ -118,7 +120,7 @@ class Objective(Part):
     @property
     def needs(self) -> frozenset[str]:
         """What the teacher must be able to say."""
-        return frozenset().union(*(term.needs for term in self.terms))
+        return frozenset[str]().union(*(term.needs for term in self.terms))
 
     def weights(self, term: Term, batch: Batch) -> Tensor:
         """What each row of a pass counts for in this term [N]: its weight, or 0 where another wrote the token."""
@@ -268,8 +270,8 @@ class _RowLoss(torch.autograd.Function):
         return work.loss().to(hidden_ND.device)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *upstream: Tensor) -> Any:
-        gradients: tuple[Tensor | None, ...] = ctx.gradients  # pyright: ignore[reportAttributeAccessIssue]  # set in forward
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        gradients = cast(tuple[Tensor | None, ...], ctx.gradients)
         return *(None if g is None else g * upstream[0].to(g) for g in gradients), None
 
 

@@ -58,7 +58,7 @@ class AdamW(Part):
 
 def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:
         raise ModelError("AdamW(eight_bit=true) needs bitsandbytes; pip install 'limbeck[quantization]'") from None
     return AdamW8bit(groups, **options)

@@ -4,8 +4,9 @@ Axes: L layers, N tokens looked at, D hidden width.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def influence(model: Model, batches: Sequence[Batch]) -> Tensor:
     total_L, count = torch.zeros(len(_layers(model)), dtype=torch.float64), 0
     for batch in batches:
         states = _hidden_states(model, batch)
-        for place, (before_ND, after_ND) in enumerate(zip(states, states[1:], strict=False)):
+        for place, (before_ND, after_ND) in enumerate(pairwise(states)):
             total_L[place] += (1 - torch.cosine_similarity(before_ND.float(), after_ND.float(), dim=-1)).double().sum().cpu()
         count += len(batch.places_N)
     return total_L / count
@@ -42,13 +43,15 @@ def _hidden_states(model: Model, batch: Batch) -> list[Tensor]:
     found: list[Tensor] = []
     before_N = padded(batch)[1].to(device())
 
-    def keep(hidden_BSD: Tensor) -> None:
-        found.append(hidden_BSD.flatten(0, 1)[before_N])
+    def entering(layer: Any, args: Any, kwargs: Any) -> None:
+        found.append((args[0] if args else kwargs["hidden_states"]).flatten(0, 1)[before_N])
+
+    def leaving(layer: Any, args: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output).flatten(0, 1)[before_N])
 
     layers = _layers(model)
-    hooks = [layer.register_forward_pre_hook(lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
-             for layer in layers]  # fmt: skip
-    hooks.append(layers[-1].register_forward_hook(lambda _, args, output: keep(output[0] if isinstance(output, tuple) else output)))
+    hooks = [layer.register_forward_pre_hook(entering, with_kwargs=True) for layer in layers]
+    hooks.append(layers[-1].register_forward_hook(leaving))
     try:
         model.forward(batch)
     finally:
@@ -71,9 +74,10 @@ def by_depth(model: Model, kept: Sequence[int]) -> None:
     layers, config = _layers(model), model.causal.config.get_text_config()
     if not kept or not set(kept) <= set(range(len(layers))) or list(kept) != sorted(set(kept)):
         raise RecipeError(f"layers {list(kept)} cannot be kept of {len(layers)}; give ascending numbers from 0 to {len(layers) - 1}")
-    model.causal.get_decoder().layers = torch.nn.ModuleList(layers[place] for place in kept)
-    for place, layer in enumerate(model.causal.get_decoder().layers):
-        for module in layer.modules():
+    decoder: Any = model.causal.get_decoder()
+    decoder.layers = torch.nn.ModuleList(layers[place] for place in kept)
+    for place, layer in enumerate(decoder.layers):
+        for module in cast(list[Any], list(layer.modules())):
             if hasattr(module, "layer_idx"):  # where a layer finds itself in the cache
                 module.layer_idx = place
     config.num_hidden_layers = len(kept)

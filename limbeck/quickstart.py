@@ -14,14 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from limbeck import prune
 from limbeck.batch import Batch
 from limbeck.data import Data, Pool, Row
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import ModelError
 from limbeck.evaluate import Likelihood
-from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json
+from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from limbeck.generate import Sampling, write
 from limbeck.models import Model, Opening, open_model
 from limbeck.objective import CrossEntropy, Objective, Term
@@ -121,7 +120,7 @@ def _recipe(student: Path, source: Source, teacher: Teacher, term: Term, steps: 
 
 def _recipes(out: Path, teacher: str, answered: Path, held: Path, steps: tuple[int, int]) -> dict[str, Recipe]:
     """The three runs: on the teacher's answers, then on the student's own, and the baseline on as many tokens."""
-    before, first, own = out / "student-before", out / "1-teacher-answers", OnPolicy([Data(str(PROMPTS))], SEQUENCES, ANSWER)
+    before, first, own = out / "student-before", out / "1-teacher-answers", OnPolicy([Data(str(out / "prompts.jsonl"))], SEQUENCES, ANSWER)
     corpus = Corpus([Data(str(answered))], SEQUENCES, written_by="teacher")
     return {
         "1-teacher-answers": _recipe(before, corpus, Local(teacher), ForwardKL(), steps[0], 4e-4, held),
@@ -133,15 +132,16 @@ def _recipes(out: Path, teacher: str, answered: Path, held: Path, steps: tuple[i
 def _seconds_per_step(recipe: Recipe, out: Path) -> float:
     """What a step of a recipe takes on this machine: the shorter of two, nothing learnt."""
     recipe = replace(recipe, evaluations=[], steps=1, evaluate_every=None)
-    student, teacher, source, objective = recipe.load(Run(out, recipe))
     times = list[float]()
-    for step in range(2):
-        began = time.monotonic()
-        batch = source.draw(step, student)
-        parts = batch.split(recipe.tokens_per_pass)
-        for part, said in zip(parts, teacher.score(parts), strict=True):
-            student.learn(part, said, objective, 1.0)
-        times.append(time.monotonic() - began)
+    with Run(out, recipe) as run:
+        student, teacher, source, objective = recipe.load(run)
+        for step in range(2):
+            began = time.monotonic()
+            batch = source.draw(step, student)
+            parts = batch.split(recipe.tokens_per_pass)
+            for part, said in zip(parts, teacher.score(parts), strict=True):
+                student.learn(part, said, objective, 1.0)
+            times.append(time.monotonic() - began)
     return min(times) * 1.1  # the optimizer's step, and evaluations on the way
 
 
@@ -154,13 +154,23 @@ def _plan(out: Path, recipes: dict[str, Recipe], seconds: float) -> tuple[int, i
     return total - round(ON_POLICY_SHARE * total), round(ON_POLICY_SHARE * total)
 
 
-def quickstart(out: Path, teacher: str | None, layers: int, minutes: float, steps: int | None) -> dict[str, Any]:
+def _some(rows: Path, count: int | None, copy: Path) -> Path:
+    """Our own copy of the shipped prompts, all of them or `count` evenly spaced ones."""
+    every = Data(str(rows)).rows()
+    chosen = every if count is None else [every[n * len(every) // count] for n in range(min(count, len(every)))]
+    write_jsonl(copy, [dict(row) for row in chosen])
+    return copy
+
+
+def quickstart(out: Path, teacher: str | None, layers: int, minutes: float, steps: int | None, prompts: int | None) -> dict[str, Any]:
     """Distill end to end into `out`; returns the comparison (columns, rows, samples) that the report shows first."""
+    asked = _some(PROMPTS, prompts, out / "prompts.jsonl")
+    asked_held = _some(HELDOUT, prompts and max(4, prompts // 6), out / "heldout.jsonl")
     gguf = packaged_teacher() if teacher is None else Path(teacher) if teacher.endswith(".gguf") else None
     folder = str(converted(gguf)) if gguf else str(teacher)
     opened = open_model(folder, Opening())
     began = time.monotonic()
-    answered, held = answers(opened, PROMPTS, "train"), answers(opened, HELDOUT, "heldout")
+    answered, held = answers(opened, asked, "train"), answers(opened, asked_held, "heldout")
     cut_student(opened, answered, layers, out / "student-before")
     if not (out / "plan.json").exists():
         own = max(1, round(ON_POLICY_SHARE * steps)) if steps else 0
@@ -185,29 +195,37 @@ def compare(out: Path, teacher: str, held: Path, steps: int) -> dict[str, Any]:
         "student distilled": str(out / "2-own-answers" / "student"),
         "student fine-tuned (cross-entropy)": str(out / "baseline-cross-entropy" / "student"),
     }
-    measured = {who: _measured(who, model, teacher, held) for who, model in models.items()}
+    measured = {who: _measured(who, model, teacher, held, out / "heldout.jsonl") for who, model in models.items()}
     columns = ["", "parameters", "KL to teacher, its text (nats)", "KL to teacher, own text (nats)", "perplexity, teacher's text", "tokens/s"]
     rows = [[who, *_cells(figures)] for who, figures in measured.items()]
     prompts = [sample["prompt"] for sample in measured["teacher"]["samples"]]
-    samples = [{"prompt": prompt, "completions": {who: m["samples"][n]["completion"] for who, m in measured.items()}} for n, prompt in enumerate(prompts)]
+    samples = [
+        {"prompt": prompt, "completions": {who: m["samples"][n]["completion"] for who, m in measured.items()}} for n, prompt in enumerate(prompts)
+    ]
     note = f"Held-out prompts; 95 % intervals by bootstrap over sequences. Distilled and fine-tuned took {steps} steps of {SEQUENCES} answers each."
     table = {"columns": columns, "rows": rows, "samples": samples, "note": note, "figures": measured}
     write_json(out / "comparison.json", table)
     return table
 
 
-def _measured(who: str, model: str, teacher: str, held: Path) -> dict[str, Any]:
+def _measured(who: str, model: str, teacher: str, held: Path, prompts: Path) -> dict[str, Any]:
     """Figures of one model, on the teacher's held-out text and on its own, with the speed at which it wrote that."""
     judge: Teacher = Silent() if who == "teacher" else Local(teacher)
-    student, live_teacher = Recipe(Student(model), Corpus([Data(str(held))]), judge, ForwardKL() if who != "teacher" else CrossEntropy()).open_pair()
+    student, live_teacher = Recipe(Student(model), Corpus([Data(str(held))]), judge).open_pair()
     given = Likelihood([Data(str(held))], name=f"{who}: teacher's text", rows=70).run(student, live_teacher)
-    own = Likelihood([Data(str(HELDOUT))], name=f"{who}: own text", rows=70, own_text=True, sampling=ANSWER).run(student, live_teacher)
-    return {"parameters": student.live.parameters_total, "given": given, "own": own, "samples": own["samples"], "tokens_per_second": _speed(student)}
+    own = Likelihood([Data(str(prompts))], name=f"{who}: own text", rows=70, own_text=True, sampling=ANSWER).run(student, live_teacher)
+    return {
+        "parameters": student.live.parameters_total,
+        "given": given,
+        "own": own,
+        "samples": own["samples"],
+        "tokens_per_second": _speed(student, prompts),
+    }
 
 
-def _speed(student: Student) -> float:
+def _speed(student: Student, asked: Path) -> float:
     """Tokens a second at which 16 answers are written, the median of three."""
-    data = Data(str(HELDOUT))
+    data = Data(str(asked))
     prompts = [student.live.vocabulary.prompt(row, data) for row in data.rows()[:16]]
     rates = list[float]()
     for _ in range(3):
@@ -227,5 +245,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     parameters = f"{figures['parameters'] / 1e6:.0f} M"
     cells = [parameters, with_interval(figures["given"]), with_interval(figures["own"]), f"{figures['given']['perplexity']:.1f}"]
     return [*cells, f"{figures['tokens_per_second']:.0f}"]
-
-

@@ -140,7 +140,8 @@ def _unchosen_words(term: Term, recipe: Recipe) -> str | None:
 
 def _nobody_writes(term: Term, recipe: Recipe) -> str | None:
     if term.writer is not None and term.writer not in recipe.source.writers:
-        return f'{term.name} counts the tokens of "{term.writer}", and {type(recipe.source).__name__} draws those of {", ".join(sorted(recipe.source.writers))}'
+        drawn = f"{type(recipe.source).__name__} draws those of {', '.join(sorted(recipe.source.writers))}"
+        return f'{term.name} counts the tokens of "{term.writer}", and {drawn}'
     return None
 
 

@@ -1,7 +1,7 @@
 """What a completion earned: a verifier's reward, and the credit that is left when a baseline is taken from it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def verifier(path: str) -> Verifier:
     found = import_object(path)
     if not callable(found):
         raise RecipeError(f'"{path}" is no function; a verifier is called with (completion, row) and returns a number')
-    return found
+    return cast(Verifier, found)
 
 
 def group_credit(reward_B: Tensor, group: int) -> Tensor:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from limbeck.errors import CheckpointError
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
 from limbeck.objective import Objective
 from limbeck.progress import Progress
+from limbeck.trackers import Trackers
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
@@ -64,9 +65,18 @@ class Run:
         self.ranks, self.rank = distributed.ranks(), distributed.rank()
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
-        self._tally, self._began, self._source = Tally(recipe.objective), time.monotonic(), None
+        self._tally, self._source = Tally(recipe.objective), None
         self._progress: Progress | None = None
+        self._trackers = Trackers(recipe.trackers, self.out)
         self._claim()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Let others have the folder."""
+        self._trackers.close()
+        self._lock.close()
 
     def _claim(self) -> None:
         """Take the folder for ourselves, and see that it is this recipe's."""
@@ -75,11 +85,13 @@ class Run:
             self._lock = (self.out / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise CheckpointError(f"{self.out} is in use by another process; wait for it, or give another --out") from None
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.out} ({error.strerror}); give another --out") from None
         known = self.out / "recipe.yaml"
         if known.exists() and (found := _difference(read_yaml(known), plain(self.recipe))):
+            self._lock.close()
             raise CheckpointError(f"{self.out} holds a run of another recipe ({found}); give another --out, or remove it")
         write_text(known, to_yaml(self.recipe))
 
@@ -117,11 +129,11 @@ class Run:
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps still to be done, shown as they are; ends early when the time is up or nothing gets better."""
-        limit = self.recipe.time_limit_minutes
-        self._progress = Progress(self.out.name, total, self.first)
+        limit, began = self.recipe.time_limit_minutes, time.monotonic()
+        start, self._progress = self.first, Progress(self.out.name, total, self.first)
         with self._progress.showing():
-            for step in range(self.first, total):
-                if limit is not None and time.monotonic() - self._began > 60 * limit:
+            for step in range(start, total):
+                if limit is not None and step > start and time.monotonic() - began > 60 * limit:
                     self.stopped = f"the time limit of {limit} minutes, after {step} steps"
                 if self.stopped:
                     return
@@ -143,6 +155,7 @@ class Run:
         self._tally = Tally(self.recipe.objective)
         seconds = time.monotonic() - self._step_began
         append_jsonl(self.out / "metrics.jsonl", {"step": step + 1, **figures, **moved})
+        self._trackers.log({**figures, **moved}, step + 1)
         append_jsonl(self.out / "timings.jsonl", {"step": step + 1, "seconds": seconds, "tokens_per_second": figures["tokens"] / seconds})
         if self._progress:
             self._progress.advance(1, int(figures["tokens"]), f"{figures['loss_nats']:.3f} nats")
@@ -153,6 +166,7 @@ class Run:
             samples = evaluation.get("samples", [])
             figures = {key: value for key, value in evaluation.items() if key != "samples"}
             append_jsonl(self.out / "metrics.jsonl", {"step": step, "evaluation": name, **figures})
+            self._trackers.log({f"{name}/{key}": value for key, value in figures.items()}, step)
             for sample in samples:
                 append_jsonl(self.out / "samples.jsonl", {"step": step, "evaluation": name, **sample})
         known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -40,12 +40,22 @@ class Share:
 
 
 class Source(Part, ABC):
-    """Base of all who write. `writers` says whose tokens it draws; `rewarded` whether they carry credit."""
+    """Base of all who write."""
 
-    writers: frozenset[str] = frozenset({"corpus"})
-    rewarded: bool = False
-    chosen: bool = True
-    """Whether the text was chosen by somebody: a model cannot learn from its own unchosen words."""
+    @property
+    def writers(self) -> frozenset[str]:
+        """Whose tokens it draws."""
+        return frozenset({"corpus"})
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether they carry credit."""
+        return False
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the text was chosen by somebody: a model cannot learn from its own unchosen words."""
+        return True
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
@@ -122,8 +132,6 @@ class OnPolicy(Source):
     baseline: Literal["group", "running"] = "group"
     keep_above: float | None = None
 
-    writers: ClassVar[frozenset[str]] = frozenset({"student"})  # pyright: ignore[reportIncompatibleVariableOverride]
-
     _pool: Any = live()
     _vocabulary: Any = live()
     _share: Any = live()
@@ -135,6 +143,11 @@ class OnPolicy(Source):
             raise RecipeError("OnPolicy(keep_above=...) needs a reward to compare with; give reward: module:function")
         if self.reward is not None and self.keep_above is None and self.group == 1 and self.baseline == "group":
             raise RecipeError('OnPolicy(group=1) with a group baseline gives every answer zero credit; set group >= 2 or baseline="running"')
+
+    @property
+    def writers(self) -> frozenset[str]:
+        """The student alone."""
+        return frozenset({"student"})
 
     @property
     def rewarded(self) -> bool:
@@ -168,10 +181,7 @@ class OnPolicy(Source):
     def _answers(self, many: Sequence[tuple[int, Row, list[int]]], step: int, student: Student) -> list[Text]:
         written = student.write([ids for _, _, ids in many], self.sampling, self._share.seed, step, [g for g, _, _ in many])
         pairs = zip(many, written, strict=True)
-        return [
-            Text([*ids, *new.tokens], [Span(len(ids), len(ids) + len(new.tokens))], _columns(row), new.logp)
-            for (_, row, ids), new in pairs
-        ]
+        return [Text([*ids, *new.tokens], [Span(len(ids), len(ids) + len(new.tokens))], _columns(row), new.logp) for (_, row, ids), new in pairs]
 
     def _judged(self, batch: Batch, rows: list[Row]) -> Batch:
         judge = verifier(str(self.reward))

@@ -56,12 +56,13 @@ class Student(Part):
     def load(self, steps: int) -> Self:
         """The student alive: weights open, ready for `steps` steps."""
         made = self.fresh()
-        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code)
+        training = self.gradient_checkpointing or self.quantization is not None
+        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
         made._open, made._steps = open_model(self.model, opening, self.dtype), steps
         if self.lora:
-            made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization), self.gradient_checkpointing)
+            made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
-            _checkpoint_activations(made._open.causal)
+            made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made
 
@@ -143,17 +144,6 @@ class Student(Part):
 def _where(nats: dict[str, Tensor], batch: Batch) -> str:
     bad = sorted({int(b) for values in nats.values() for b in batch.sequence_N[~torch.isfinite(values)]})
     return f"in sequences {bad[:8]} of a pass" if bad else "though every row is finite"
-
-
-def _checkpoint_activations(causal: Any) -> None:
-    """Recompute activations on the way back. Transformers does so in training mode only, so dropout is set to 0 in it."""
-    causal.activation_checkpointing_enable({"use_reentrant": False})
-    causal.train()
-    for module in causal.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
 
 
 @contextmanager

@@ -12,8 +12,6 @@ from difflib import unified_diff
 from functools import cached_property
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
-
 from limbeck.batch import Span, Text
 from limbeck.data import Data, Row, messages_of, other_columns
 from limbeck.errors import DataError, VocabularyError
@@ -23,9 +21,9 @@ PROBE_TEXT = "Ünïcode, naïve 東京 😀\n\tdef f(x): return x**2  # 3.14159 
 
 
 class Vocabulary:
-    """A tokenizer with its chat template and its end tokens."""
+    """A transformers tokenizer with its chat template and its end tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int] = frozenset()) -> None:
         self.tokenizer = tokenizer
         self._given_end_ids = end_ids
 
@@ -151,7 +149,9 @@ class Vocabulary:
     def _dialogue(self, messages: list[dict[str, Any]], arguments: dict[str, Any], columns: dict[str, Any]) -> list[Text]:
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n > 0]  # a greeting answers nothing
         if not turns:
-            raise DataError("a dialogue without an assistant turn after another's has no completion; add one, or let a model write with OnPolicy(...)")
+            raise DataError(
+                "a dialogue without an assistant turn after another's has no completion; add one, or let a model write with OnPolicy(...)"
+            )
         pairs = [(self.chat(messages[:n], prompt=True, **arguments), self.chat(messages[: n + 1], **arguments)) for n in turns]
         whole = pairs[-1][1]
         if all(whole.startswith(after) and after.startswith(before) for before, after in pairs):

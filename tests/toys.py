@@ -6,8 +6,15 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    CohereConfig, Gemma2Config, GPT2Config, GPTJConfig, GraniteConfig, LlamaConfig, PreTrainedTokenizerFast, PreTrainedModel,
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTJConfig,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
 )  # fmt: skip
 
 from limbeck.models import Model, Opening, open_model
@@ -31,8 +38,8 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 def config(kind: str = "llama", layers: int = 2, width: int = 32, rows: int = 272, **more: object):
     """A small configuration. `rows` of the head are more than the 258 tokens, as real heads are padded."""
-    sizes = dict(vocab_size=rows, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=256, eos_token_id=257, bos_token_id=256, pad_token_id=257)  # fmt: skip
+    sizes = {"vocab_size": rows, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
+                 "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 257, "bos_token_id": 256, "pad_token_id": 257}  # fmt: skip
     match kind:
         case "llama":
             return LlamaConfig(**{**sizes, **more})
@@ -45,7 +52,9 @@ def config(kind: str = "llama", layers: int = 2, width: int = 32, rows: int = 27
         case "granite":
             return GraniteConfig(**{**sizes, "logits_scaling": 4.0, **more})
         case "gptj":  # a head with a bias
-            return GPTJConfig(vocab_size=rows, n_embd=width, n_layer=layers, n_head=4, n_positions=256, rotary_dim=4, eos_token_id=257, bos_token_id=256)
+            return GPTJConfig(
+                vocab_size=rows, n_embd=width, n_layer=layers, n_head=4, n_positions=256, rotary_dim=4, eos_token_id=257, bos_token_id=256
+            )
         case "gpt2":
             return GPT2Config(vocab_size=rows, n_embd=width, n_layer=layers, n_head=4, n_positions=256, eos_token_id=257, bos_token_id=256)
     raise AssertionError(kind)

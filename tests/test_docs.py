@@ -1,0 +1,144 @@
+"""The pages say what the program says, and every example in them runs, on toys under the names that the examples use."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys
+import yaml
+from typer.testing import CliRunner
+
+from limbeck.cli import app
+from limbeck.config import Part, settings_of
+from limbeck.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
+BASE: dict[str, Any] = {"student": "student", "source": "Corpus('train.jsonl')", "teacher": "Local('teacher')"}
+"""What a YAML example that is part of a recipe is part of."""
+
+
+def _generator() -> Any:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+docs = _generator()
+PAGES = docs.pages()
+WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text())]
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_generated_parts_are_fresh(page: Path) -> None:
+    text = page.read_text()
+    assert docs.filled(text) == text, f"{page.name} is stale: run make docs"
+    assert text.count("<!-- generated: ") == len(docs.MARKED.findall(text)), f"{page.name}: a generated block without an end"
+
+
+def test_a_stale_page_is_found() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert docs.filled(page.replace("`steps` | whole number", "`steps` | number")) == page
+
+
+@pytest.mark.parametrize("part", docs.parts(), ids=lambda part: part.__name__)
+def test_every_part_and_setting_is_named(part: type[Part]) -> None:
+    tables = [found for page in PAGES for found in docs.MARKED.finditer(page.read_text()) if found[2] == f"settings {part.__name__}"]
+    assert tables, f"no page has <!-- generated: settings {part.__name__} -->"
+    assert [name for name in settings_of(part) if f"| `{name}` |" not in tables[0][0]] == []
+
+
+def test_every_command_has_a_page_with_its_help() -> None:
+    pages = {path.stem.removeprefix("cmd-"): path.read_text() for path in (ROOT / "docs").glob("cmd-*.md")}
+    assert sorted(pages) == sorted(docs.commands())
+    assert [name for name, text in pages.items() if f"<!-- generated: help {name} -->" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    found = set(LINK.findall((ROOT / "docs" / "index.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} <= found
+
+
+@pytest.fixture(scope="module")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one family and three files, as the examples name them."""
+    made = tmp_path_factory.mktemp("toys")
+    toys.folder(made / "student", seed=1)
+    toys.folder(made / "teacher", seed=2)
+    toys.jsonl(made / "train.jsonl", toys.rows(40))
+    toys.jsonl(made / "heldout.jsonl", toys.rows(12, seed=1))
+    toys.jsonl(made / "prompts.jsonl", [{"prompt": row["prompt"], "answer": row["completion"]} for row in toys.rows(20, seed=2)])
+    return made
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The toys in the working folder; what a page imports and registers is forgotten afterwards."""
+    here = tmp_path / "here"
+    shutil.copytree(toy_folder, here)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(here), *sys.path])
+    monkeypatch.setattr(Part, "registry", dict(Part.registry))
+    before = set(sys.modules)
+    yield here
+    for name in set(sys.modules) - before:
+        if name == "docs_page" or str(getattr(sys.modules[name], "__file__", None)).startswith(str(here)):
+            del sys.modules[name]
+
+
+def run_python(text: str, module: types.ModuleType, where: str, line: int) -> None:
+    """Run a block in its page's module; a failure shows the page and the line in it."""
+    exec(compile("\n" * line + text, where, "exec"), vars(module))
+
+
+def build_yaml(text: str) -> None:
+    """A whole recipe, or a part of one."""
+    recipe = Recipe.of({**BASE, **yaml.safe_load(text)})
+    assert Recipe.of(yaml.safe_load(recipe.yaml)) == recipe
+
+
+def run_commands(text: str, where: str) -> None:
+    """Every line of a block is a command of ours that ends well."""
+    for line in text.strip().splitlines():
+        program, *arguments = shlex.split(line)
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert program == "limbeck" and done.exit_code == 0, f"{where}: {line}: {done.output}"
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
+def test_examples_run(page: Path, workplace: Path) -> None:
+    """All blocks of a page in their order; the Python of a page is one module, and blocks marked as files are files."""
+    module = sys.modules["docs_page"] = types.ModuleType("docs_page")
+    text = page.read_text()
+    for found in BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("text"))
+        if found["file"]:
+            Path(found["file"]).write_text(found["text"])
+        match found["language"]:
+            case "python":
+                run_python(found["text"], module, str(page), line)
+            case "yaml":
+                build_yaml(found["text"])
+            case "bash":
+                run_commands(found["text"], f"{page.name}, line {line}")
+            case other:
+                assert other == "text", f"{page.name}, line {line}: a block of {other or 'no language'}; use python, yaml, bash or text"
