@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limbeck.errors import LimbeckError, RecipeError
+from limbeck.errors import LimbeckError, RecipeError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
@@ -35,8 +35,10 @@ def distill(
     asked = {name: value for name, value in given.items() if value is not None}
     if recipe in METHODS:
         plan = plain(named(recipe, **asked))
+    elif not Path(recipe).suffix:
+        raise RecipeError(f'there is no method "{recipe}"{did_you_mean(recipe, METHODS)} A recipe is a YAML file')
     elif asked:
-        raise RecipeError(f'--{next(iter(asked))} goes with a method ({", ".join(METHODS)}), and "{recipe}" is none; in a recipe use --set')
+        raise RecipeError(f"--{next(iter(asked))} goes with a method ({', '.join(METHODS)}); {recipe} is a recipe: use --set")
     else:
         plan = plain(Recipe.read(recipe))
     run(Recipe.of(override(plan, settings or [])), out)

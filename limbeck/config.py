@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast, dataclass_transform
 import yaml
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from limbeck.errors import LimbeckError, RecipeError, did_you_mean
 
@@ -85,14 +85,14 @@ def _refusing(init: Callable[..., None], cls: type) -> Callable[..., None]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
-            cause = error.errors()[0].get("ctx", {}).get("error")
-            raise cause if isinstance(cause, LimbeckError) else RecipeError(" ".join(_report(error, cls).split())) from None
+            first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")  # a slip explains what is missing
+            cause = first.get("ctx", {}).get("error")
+            raise cause if isinstance(cause, LimbeckError) else RecipeError(_report(first, cls)) from None
 
     return checked
 
 
-def _report(error: ValidationError, cls: type) -> str:
-    first = error.errors()[0]
+def _report(first: ErrorDetails, cls: type) -> str:
     names = settings_of(cls)
     where = ".".join(names[step] if place == 0 and isinstance(step, int) else str(step) for place, step in enumerate(first["loc"]))
     if first["type"] == "unexpected_keyword_argument":

@@ -265,7 +265,8 @@ def _reason(name: str, what: str, error: Exception) -> str:
         return f"the {what} of {name} runs code of its own; read it, then set trust_remote_code: true"
     if "safetensors" in text and "pickle" not in text and "not appear" in text:
         return f"{name} has no safetensors weights, and pickles are never read; convert it with save_pretrained"
-    return f"cannot open the {what} of {name}: {text[:300]}"
+    missing = "" if Path(name).exists() else "there is no such folder here, and the hub did not give it: "
+    return f"cannot open the {what} of {name}: {missing}{text[:300]}"
 
 
 def _quantization(bits: str) -> Any:

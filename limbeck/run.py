@@ -201,6 +201,11 @@ class Run:
         best = int(self.best["step"]) if self.best and self.recipe.keep == "best" else None
         checkpoint.prune(folder, self.recipe.keep_last, best)
 
+    def evaluated(self, done: int) -> bool:
+        """Whether there are figures after `done` steps."""
+        file = self.out / "evaluations.json"
+        return file.exists() and str(done) in read_json(file)
+
     @property
     def finished(self) -> bool:
         """Whether the student is there already."""
@@ -208,18 +213,17 @@ class Run:
 
     def export(self, student: Any) -> None:
         """Write the finished student, of the last or the best checkpoint, as the recipe keeps."""
-        best = checkpoint.place(self.out / "checkpoints", int(self.best.get("step", -1)))
-        if self.recipe.keep == "best" and best.exists():
-            student.restore(checkpoint.restore(best)[0])
+        step = int(self.best["step"]) if self.recipe.keep == "best" else self.first
+        if step != self.first:
+            student.restore(checkpoint.restore(checkpoint.place(self.out / "checkpoints", step))[0])
         with new_folder(self.out / "student") as folder:
             student.save(folder)
-            write_text(folder / "README.md", model_card(self.recipe, read_json(self.out / "evaluations.json")))
+            write_text(folder / "README.md", model_card(self.recipe, read_json(self.out / "evaluations.json")[str(step)]))
 
 
-def model_card(recipe: Any, evaluations: dict[str, Any]) -> str:
+def model_card(recipe: Any, figures: dict[str, Any]) -> str:
     """What a reader of the student's folder should know, in the hub's format."""
-    last = evaluations[max(evaluations, key=int)] if evaluations else {}
-    rows = [f"| {name} | {key} | {value:.4g} |" for name, figures in last.items() for key, value in figures.items() if isinstance(value, float)]
+    rows = [f"| {name} | {key} | {value:.4g} |" for name, found in figures.items() for key, value in found.items() if isinstance(value, float)]
     table = "\n".join(["| evaluation | figure | value |", "|---|---|---|", *rows]) if rows else "None was asked for."
     tags = "library_name: transformers\npipeline_tag: text-generation\ntags: [distillation, limbeck]"
     recipe_yaml = to_yaml(recipe).rstrip()

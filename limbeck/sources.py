@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 
 from limbeck.batch import Batch, Span, Text
 from limbeck.config import Part, import_object, live, part
-from limbeck.data import Data, Pool, Row
+from limbeck.data import Data, Pool, Row, asked_of
 from limbeck.errors import DataError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.reward import RunningBaseline, group_credit, verifier
@@ -186,7 +186,9 @@ class OnPolicy(Source):
     def _judged(self, batch: Batch, rows: list[Row]) -> Batch:
         judge = verifier(str(self.reward))
         answers = [tokens[batch.places_N[batch.sequence_N == b] - batch.starts_B[b]] for b, tokens in enumerate(batch.sequences())]
-        rewards = [float(judge(self._vocabulary.text(ids.tolist()), dict(row))) for ids, row in zip(answers, rows, strict=True)]
+        rewards = [
+            float(judge(self._vocabulary.text(ids.tolist()), {**row, "prompt": asked_of(row)})) for ids, row in zip(answers, rows, strict=True)
+        ]
         reward_B = torch.tensor(rewards)
         credit_B = group_credit(reward_B, self.group) if self.baseline == "group" else self._baseline.credit(reward_B)
         batch = replace(batch, credit_B=credit_B)

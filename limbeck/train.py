@@ -18,6 +18,8 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0:
             run.log_evaluation(0, evaluate(student, teacher, recipe.evaluations))
+            if run.due("save", 0):
+                run.save(0, student)
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes
             total = run.sum(len(batch.places_N))  # counted after writing, over every rank
@@ -31,7 +33,8 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
             if run.due("save", step + 1):
                 run.save(step + 1, student)
         if not run.finished:
-            run.log_evaluation(run.first, evaluate(student, teacher, recipe.evaluations))
+            if not run.evaluated(run.first):
+                run.log_evaluation(run.first, evaluate(student, teacher, recipe.evaluations))
             run.save(run.first, student)
             run.export(student)
         return student
