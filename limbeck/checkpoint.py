@@ -15,8 +15,18 @@ from limbeck.files import new_folder, read_json, write_json
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint, atomically."""
     with new_folder(folder) as work:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work / "state.safetensors")
+        save_file(_apart(tensors), work / "state.safetensors")
         write_json(work / "state.json", state)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as the format asks; 8-bit moments share their code book."""
+    seen, found = set[int](), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        found[name] = whole.clone() if whole.data_ptr() in seen else whole
+        seen.add(whole.data_ptr())
+    return found
 
 
 def restore(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

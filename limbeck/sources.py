@@ -170,9 +170,10 @@ class OnPolicy(Source):
         """Take prompts, let the student answer, put credit on the answers."""
         taken = self._pool.take(step * self.sequences, self.sequences)
         asked = [(g, row, self._vocabulary.prompt(row, data)) for g, (data, row) in enumerate(taken) if g in self._share.rows(self.sequences)]
-        fitting = [(g, row, ids) for g, row, ids in asked if len(ids) <= self.max_prompt]
+        longest = min(self.max_prompt, student.live.context - 1)
+        fitting = [(g, row, ids) for g, row, ids in asked if len(ids) <= longest]
         if not fitting:
-            raise DataError(f"step {step}: no prompt is within {self.max_prompt} tokens; raise max_prompt")
+            raise DataError(f"step {step}: no prompt is within {longest} tokens; raise max_prompt, or give shorter prompts")
         many = [(g * self.group + n, row, ids) for g, row, ids in fitting for n in range(self.group)]
         texts = self._answers(many, step, student)
         batch = Batch.of(texts, "student")
