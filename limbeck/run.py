@@ -191,7 +191,7 @@ class Run:
         if what == "save" and self.recipe.keep == "best" and self.best.get("step") == done:
             return True
         every = {"evaluate": self.recipe.evaluate_every, "save": self.recipe.save_every}[what]
-        return every is not None and done % every == 0 and done < self.recipe.steps
+        return every is not None and done % every == 0 and 0 < done < self.recipe.steps
 
     def save(self, done: int, student: Any) -> None:
         """Write a checkpoint after `done` steps and drop those no longer asked for."""

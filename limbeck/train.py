@@ -16,7 +16,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     """
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
-        if run.first == 0:
+        if not run.evaluated(0):
             run.log_evaluation(0, evaluate(student, teacher, recipe.evaluations))
             if run.due("save", 0):
                 run.save(0, student)

@@ -222,6 +222,12 @@ def test_the_best_is_kept_and_worse_stops_early(toy, tmp_path) -> None:
     assert figures["kl_nats"] == pytest.approx(found[best], rel=1e-5)
 
 
+@pytest.mark.parametrize(("every", "last", "kept"), [(2, 9, [2, 4]), (1, 2, [3, 4]), (50, 9, [4]), (None, 9, [4])])
+def test_checkpoints_are_made_and_kept_as_asked(every: int | None, last: int, kept: list[int], toy, tmp_path) -> None:
+    lb.distill(recipe("kd", toy, save_every=every, keep_last=last), tmp_path / "run")
+    assert lb.checkpoint.steps(tmp_path / "run" / "checkpoints") == kept
+
+
 def test_a_time_limit_stops_and_says_so(toy, tmp_path) -> None:
     lb.distill(recipe("kd", toy, steps=10_000, time_limit_minutes=1e-3), tmp_path / "run")
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
