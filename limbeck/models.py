@@ -59,7 +59,7 @@ def hold_memory() -> None:
     """
     if device().type == "cpu" and platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no block outside the heap
+        library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: blocks of up to 32 MiB, a chunk among them, come from the heap
         library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: no heap given back
 
 

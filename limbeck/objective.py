@@ -201,6 +201,33 @@ def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 
 @dataclass
+class _Gradients:
+    """Where a pass adds up its gradients; None where nobody asks for one."""
+
+    to_hidden_ND: Tensor
+    to_weight_VD: Tensor | None
+    to_bias_V: Tensor | None
+    product_VD: Tensor | None = None
+    """One chunk's part of a weight gradient that is wider than the arithmetic; made once, since fresh memory costs more."""
+
+    def add(self, head: Head, hidden_CD: Tensor, rows: slice, gradient_CV: Tensor) -> None:
+        """Add one chunk's part."""
+        if self.to_bias_V is not None:
+            self.to_bias_V[: head.vocabulary] += gradient_CV.sum(0)
+        gradient_CV = gradient_CV.to(head.weight_VD.dtype)
+        self.to_hidden_ND[rows] = gradient_CV @ head.weight_VD
+        if self.to_weight_VD is None:
+            return
+        weight_VD = self.to_weight_VD[: head.vocabulary]
+        if weight_VD.dtype == gradient_CV.dtype:
+            weight_VD.addmm_(gradient_CV.T, hidden_CD)
+            return
+        if self.product_VD is None:
+            self.product_VD = torch.empty_like(head.weight_VD)
+        weight_VD += torch.mm(gradient_CV.T, hidden_CD, out=self.product_VD)
+
+
+@dataclass
 class _Work:
     """One pass to be scored: everything that `_RowLoss` needs beside the tensors it differentiates."""
 
@@ -226,7 +253,7 @@ class _Work:
                 total_CV = gradient_CV if total_CV is None else total_CV.add_(gradient_CV)
         return total_CV
 
-    def run(self, hidden_ND: Tensor, gradients: "tuple[Tensor, Tensor | None, Tensor | None] | None") -> None:
+    def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
         """Pass over all chunks; where `gradients` are given, add to them."""
         head = self.head.prepared(hidden_ND.dtype)
         weights = {term.name: self.objective.weights(term, self.batch) for term in self.objective.terms}
@@ -234,27 +261,12 @@ class _Work:
             logits_CV = head.logits(hidden_ND[rows])
             gradient_CV = self.chunk(rows, logits_CV, weights, gradients is not None)
             if gradients is not None and gradient_CV is not None:
-                _add(gradients, head, hidden_ND[rows], rows, head.pull_back(gradient_CV, logits_CV))
+                gradients.add(head, hidden_ND[rows], rows, head.pull_back(gradient_CV, logits_CV))
 
     def loss(self) -> Tensor:
         """The scaled, weighed sum of all nats, in float64."""
         return sum((self.scale * (self.nats[t.name].double() @ self.objective.weights(t, self.batch).double()) for t in self.objective.terms),
                    start=torch.zeros((), dtype=torch.float64))  # fmt: skip
-
-
-def _add(gradients: "tuple[Tensor, Tensor | None, Tensor | None]", head: Head, hidden_CD: Tensor, rows: slice, gradient_CV: Tensor) -> None:
-    """Add one chunk's part to the gradients on hidden states, head weight and head bias."""
-    to_hidden_ND, to_weight_VD, to_bias_V = gradients
-    if to_bias_V is not None:
-        to_bias_V[: head.vocabulary] += gradient_CV.sum(0)
-    gradient_CV = gradient_CV.to(head.weight_VD.dtype)
-    to_hidden_ND[rows] = gradient_CV @ head.weight_VD
-    if to_weight_VD is None:
-        return
-    if to_weight_VD.dtype == gradient_CV.dtype:
-        to_weight_VD[: head.vocabulary].addmm_(gradient_CV.T, hidden_CD)
-    else:
-        to_weight_VD[: head.vocabulary] += gradient_CV.T @ hidden_CD
 
 
 class _RowLoss(torch.autograd.Function):
@@ -265,13 +277,15 @@ class _RowLoss(torch.autograd.Function):
         to_hidden = torch.zeros_like(hidden_ND)
         to_weight = torch.zeros_like(weight_VD) if weight_VD.requires_grad else None
         to_bias = torch.zeros_like(bias_V) if bias_V is not None and bias_V.requires_grad else None
-        work.run(hidden_ND.detach(), (to_hidden, to_weight, to_bias))
+        work.run(hidden_ND.detach(), _Gradients(to_hidden, to_weight, to_bias))
         ctx.gradients = (to_hidden, to_weight, to_bias)
         return work.loss().to(hidden_ND.device)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         gradients = cast(tuple[Tensor | None, ...], ctx.gradients)
+        if bool(upstream[0] == 1):  # as in every step: nothing to multiply, no copy of the head's gradient
+            return *gradients, None
         return *(None if g is None else g * upstream[0].to(g) for g in gradients), None
 
 

@@ -93,7 +93,10 @@ class Vocabulary:
     def texts(self, row: Row, data: Data, max_tokens: int) -> list[Text]:
         """The sequences of a row, with their completion spans, each at most `max_tokens` long; empty where no completion fits."""
         row = _present(row)
-        texts = self._whole(row, data)
+        try:
+            texts = self._whole(row, data)
+        except DataError as error:
+            raise DataError(str(error) if data.path in str(error) else f"{data.path}: {error}") from None
         if "text" in row and not any(name in row for name in ("messages", "conversations", "prompt", "prompt_ids")):
             texts = [window for text in texts for window in _windows(text, max_tokens)]
         return [cut for text in texts if (cut := _cut(text, max_tokens)).spans]
