@@ -211,11 +211,16 @@ class Run:
         """Whether the student is there already."""
         return (self.out / "student").exists()
 
-    def export(self, student: Any) -> None:
-        """Write the finished student, of the last or the best checkpoint, as the recipe keeps."""
+    def take_kept(self, student: Any) -> int:
+        """Give the student the weights that the recipe keeps, the last or the best; the step they are of."""
         step = int(self.best["step"]) if self.recipe.keep == "best" else self.first
         if step != self.first:
             student.restore(checkpoint.restore(checkpoint.place(self.out / "checkpoints", step))[0])
+        return step
+
+    def export(self, student: Any) -> None:
+        """Write the finished student, of the last or the best checkpoint, as the recipe keeps."""
+        step = self.take_kept(student)
         with new_folder(self.out / "student") as folder:
             student.save(folder)
             write_text(folder / "README.md", model_card(self.recipe, read_json(self.out / "evaluations.json")[str(step)]))

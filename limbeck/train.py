@@ -37,4 +37,5 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
                 run.log_evaluation(run.first, evaluate(student, teacher, recipe.evaluations))
             run.save(run.first, student)
             run.export(student)
+        run.take_kept(student)
         return student

@@ -220,6 +220,8 @@ def test_the_best_is_kept_and_worse_stops_early(toy, tmp_path) -> None:
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == len(found) + max(found), "each step and each evaluation once"
     figures = lb.Likelihood(toy["heldout"]).run(*replace(made, student=replace(made.student, model=str(tmp_path / "run" / "student"))).open_pair())
     assert figures["kl_nats"] == pytest.approx(found[best], rel=1e-5)
+    again = lb.distill(made, tmp_path / "run").live.module.state_dict()  # finished: nothing is done, the same student comes back
+    assert all(torch.equal(weight, again[name]) for name, weight in load_file(tmp_path / "run" / "student" / "model.safetensors").items())
 
 
 @pytest.mark.parametrize(("every", "last", "kept"), [(2, 9, [2, 4]), (1, 2, [3, 4]), (50, 9, [4]), (None, 9, [4])])
