@@ -40,6 +40,11 @@ class Text:
     logp: list[float] | None = None
     """Log-probability, in nats, under which each completion token was written; None where nobody knows."""
 
+    @staticmethod
+    def answered(prompt: Sequence[int], answer: Sequence[int], columns: dict[str, Any], logp: list[float] | None = None) -> "Text":
+        """A prompt and its one completion."""
+        return Text([*prompt, *answer], [Span(len(prompt), len(prompt) + len(answer))], columns, logp)
+
     @property
     def places(self) -> list[int]:
         """Where its completion tokens stand."""

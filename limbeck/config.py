@@ -47,7 +47,7 @@ class Part:
 
     def fresh(self) -> Self:
         """The same settings in a part of its own, with nothing alive in it."""
-        return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
+        return dataclasses.replace(self)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]  # every concrete part is a dataclass
 
     @classmethod
     def known(cls) -> list[str]:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from limbeck.batch import WRITERS, Batch
-from limbeck.config import Part, build, import_object, part, plain, settings_of
+from limbeck.config import Part, build, import_object, part, plain
 from limbeck.errors import RecipeError
 from limbeck.head import Head
-from limbeck.targets import Dense, Logits, Rows, Targets
+from limbeck.targets import Logits, Rows, Targets
 
 CHUNK_ELEMENTS = 2**22
 """Rows x vocabulary of one chunk: 16 MiB of float32, small enough to stay near the caches."""
@@ -64,18 +64,22 @@ class Term(Part, ABC):
 
     def on(self, writer: str) -> Self:
         """Count only tokens of this writer: "corpus", "teacher" or "student"."""
-        return self._but(writer=writer)
-
-    def _but(self, **changes: Any) -> Self:
-        return type(self)(**{**{name: getattr(self, name) for name in settings_of(type(self))}, **changes})
+        return replace(self, writer=writer)
 
     def __add__(self, other: "Term | Objective") -> "Objective":
         return Objective([self]) + other
 
     def __mul__(self, factor: float) -> Self:
-        return self._but(weight=self.weight * factor)
+        return replace(self, weight=self.weight * factor)
 
     __rmul__ = __mul__
+
+
+def counted(term: Term, batch: Batch) -> Tensor:
+    """1 for each row of a pass that a term counts, 0 where another wrote the token [N]."""
+    if term.writer is None:
+        return torch.ones(len(batch.places_N))
+    return (batch.writers_N == WRITERS.index(term.writer)).float()
 
 
 @part
@@ -124,9 +128,7 @@ class Objective(Part):
 
     def weights(self, term: Term, batch: Batch) -> Tensor:
         """What each row of a pass counts for in this term [N]: its weight, or 0 where another wrote the token."""
-        if term.writer is None:
-            return torch.full((len(batch.places_N),), term.weight)
-        return term.weight * (batch.writers_N == WRITERS.index(term.writer)).float()
+        return term.weight * counted(term, batch)
 
 
 @part
@@ -310,8 +312,3 @@ def measure(outputs: Outputs, said: Targets, batch: Batch, objective: Objective)
 
 def _empty(objective: Objective, rows: int) -> dict[str, Tensor]:
     return {term.name: torch.zeros(rows) for term in objective.terms}
-
-
-def as_outputs(said: Dense) -> Outputs:
-    """A teacher's words as if a student had said them, to measure the teacher by the same rule."""
-    return Outputs(said.hidden_ND, replace(said.head))

@@ -15,15 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from limbeck import checkpoint, distributed
-from limbeck.batch import WRITERS, Batch
+from limbeck.batch import Batch
 from limbeck.config import plain, read_yaml, to_yaml
 from limbeck.errors import CheckpointError
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
-from limbeck.objective import Objective
+from limbeck.objective import Objective, counted
 from limbeck.progress import Progress
 from limbeck.trackers import Trackers
 
@@ -43,9 +42,9 @@ class Tally:
         """Count one pass: nats [N] by term."""
         self.tokens += len(batch.places_N)
         for term in self.objective.terms:
-            counted = torch.ones(len(batch.places_N)) if term.writer is None else (batch.writers_N == WRITERS.index(term.writer)).float()
-            self.sums[term.name] += float(nats[term.name].double() @ counted.double())
-            self.rows[term.name] += float(counted.sum())
+            rows_N = counted(term, batch).double()
+            self.sums[term.name] += float(nats[term.name].double() @ rows_N)
+            self.rows[term.name] += float(rows_N.sum())
 
     def figures(self) -> dict[str, float]:
         """Mean nats by term, the objective's value and the count of tokens, over all ranks."""
@@ -97,7 +96,7 @@ class Run:
 
     def attach(self, student: Any, source: Any) -> None:
         """Put student and source where the newest checkpoint left them, and cut the logs back to it."""
-        self._source, self.vocabulary = source, student.live.vocabulary
+        self._source = source
         places = checkpoint.steps(self.out / "checkpoints")
         if places:
             tensors, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", places[-1]))

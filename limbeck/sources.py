@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from limbeck.batch import Batch, Span, Text
+from limbeck.batch import Batch, Text
 from limbeck.config import Part, import_object, live, part
 from limbeck.data import Data, Pool, Row, asked_of
 from limbeck.errors import DataError, RecipeError
@@ -182,7 +182,7 @@ class OnPolicy(Source):
     def _answers(self, many: Sequence[tuple[int, Row, list[int]]], step: int, student: Student) -> list[Text]:
         written = student.write([ids for _, _, ids in many], self.sampling, self._share.seed, step, [g for g, _, _ in many])
         pairs = zip(many, written, strict=True)
-        return [Text([*ids, *new.tokens], [Span(len(ids), len(ids) + len(new.tokens))], _columns(row), new.logp) for (_, row, ids), new in pairs]
+        return [Text.answered(ids, new.tokens, _columns(row), new.logp) for (_, row, ids), new in pairs]
 
     def _judged(self, batch: Batch, rows: list[Row]) -> Batch:
         judge = verifier(str(self.reward))

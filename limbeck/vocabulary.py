@@ -120,7 +120,7 @@ class Vocabulary:
     def _answered(self, prompt: list[int], answer: list[int], columns: dict[str, Any], logp: list[float] | None = None) -> Text:
         if logp is not None and len(logp) != len(answer):
             raise DataError(f"completion_logp has {len(logp)} numbers for {len(answer)} completion_ids; give one for each")
-        return Text([*_nonempty(prompt), *answer], [Span(len(prompt), len(prompt) + len(answer))], columns, logp)
+        return Text.answered(_nonempty(prompt), answer, columns, logp)
 
     def _messages(self, row: Row, data: Data) -> list[dict[str, Any]] | None:
         """The row as a dialogue, where it is one or is to be rendered as one."""

@@ -221,7 +221,7 @@ def test_an_error_of_the_data_stays_one() -> None:
     ],
 )  # fmt: skip
 def test_nothing_in_an_expression_runs(text: str) -> None:
-    refused(text, Objective)
+    assert refused(text, Objective)
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.batch import Batch, Span, Text
+from limbeck.batch import Batch, Text
 from limbeck.config import Part, part
 from limbeck.data import Pool, asked_of
 from limbeck.divergence import ForwardKL, ReverseKL
@@ -81,10 +81,8 @@ class Likelihood(Evaluation):
             raise DataError(f"evaluation {self.name}: no prompt is within {self.max_tokens} tokens")
         with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
             written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))
-        pairs = [(prompts[n], new) for n, new in zip(kept, written, strict=True)]
-        asked = [{"asked": asked_of(rows[n][1])} for n in kept]
-        spans = [Span(len(ids), len(ids) + len(new.tokens)) for ids, new in pairs]
-        return [Text([*ids, *new.tokens], [span], what, new.logp) for (ids, new), span, what in zip(pairs, spans, asked, strict=True)]
+        pairs = zip(kept, written, strict=True)
+        return [Text.answered(prompts[n], new.tokens, {"asked": asked_of(rows[n][1])}, new.logp) for n, new in pairs]
 
 
 def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_per_pass: int, name: str = "heldout") -> dict[str, Any]:
