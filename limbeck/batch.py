@@ -13,9 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-
+from limbeck.lazy import Tensor, torch
 from limbeck.targets import Targets
 
 WRITERS = ("corpus", "teacher", "student")

@@ -4,16 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from limbeck.errors import CheckpointError
 from limbeck.files import new_folder, read_json, write_json
+from limbeck.lazy import Tensor
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint, atomically."""
+    from safetensors.torch import save_file
+
     with new_folder(folder) as work:
         save_file(_apart(tensors), work / "state.safetensors")
         write_json(work / "state.json", state)
@@ -31,6 +30,9 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def restore(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint. Raises CheckpointError for one that is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(folder / "state.safetensors"), read_json(folder / "state.json")
     except (OSError, SafetensorError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Divergences between the teacher's next-token distribution p and the student's q, in nats, with their gradients.
 
-Each is a sum over outcomes v of f(log p_v, log q_v). A class says f and its slope df / d(log q_v); the gradient on the
+Each is a sum over outcomes v of f(p_v, q_v). A class says f and its slope df / d(log q_v); the gradient on the
 student's logits at temperature T follows for all of them: `slope_j - q_j * sum_v slope_v`, over T. (A multiple of q_v may
 be left out of a slope: it cancels there.) With a temperature both sides are softened and the value is multiplied by T^2
 (Hinton et al. 2015), by T where the divergence is linear near p = q, so that gradients keep their size.
@@ -11,13 +11,11 @@ from abc import abstractmethod
 from dataclasses import field
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from limbeck.config import part
 from limbeck.errors import RecipeError
+from limbeck.lazy import Tensor, torch
 from limbeck.objective import FULL, Term, TokenRows
-from limbeck.targets import Logits, Rows, TopKRows
+from limbeck.targets import Distribution, Logits, Rows, TopKRows
 
 
 @part
@@ -36,17 +34,21 @@ class Divergence(Term):
             raise RecipeError(f"{type(self).__name__}.temperature must be above 0, found {self.temperature}")
 
     @abstractmethod
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """f and its slope df / d(log q) at every outcome."""
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        """f and its slope df / d(log q) at every outcome, in tensors of their own; one tensor where both are the same."""
 
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
         """Nats of each row and their gradient on the student's logits."""
         assert isinstance(said, Logits), f"{type(self).__name__} needs whole distributions; the recipe should have been refused"
-        log_q_CV = student.log_probs(self.temperature)
-        value_CV, slope_CV = self.pointwise(said.log_probs(self.temperature), log_q_CV)
-        gradient_CV = slope_CV.sub_(log_q_CV.exp().mul_(slope_CV.sum(-1, keepdim=True)))
+        q = student.at(self.temperature)
+        value_CV, slope_CV = self.pointwise(said.at(self.temperature), q)
+        value_C1 = value_CV.sum(-1, keepdim=True)
+        slope_C1 = value_C1 if slope_CV is value_CV else slope_CV.sum(-1, keepdim=True)
+        gradient_CV = slope_CV.addcmul_(q.prob, slope_C1, value=-1)
+        if self.temperature == 1.0:
+            return value_C1[:, 0], gradient_CV
         factor = self.temperature**self.order
-        return factor * value_CV.sum(-1), gradient_CV.mul_(factor / self.temperature)
+        return factor * value_C1[:, 0], gradient_CV.mul_(factor / self.temperature)
 
 
 @part
@@ -58,10 +60,9 @@ class ForwardKL(Divergence):
 
     needs: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`p (log p - log q)`, slope `-p`."""
-        p = log_p.exp()
-        return p * (log_p - log_q), p.neg_()
+        return (p.log - q.log).mul_(p.prob), -p.prob
 
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
         """Whole distributions as every divergence; truncated ones with their tail."""
@@ -84,10 +85,10 @@ class ForwardKL(Divergence):
 class ReverseKL(Divergence):
     """`KL(q || p) = sum q log(q / p)`: mode seeking; gradient `q_j (log(q_j / p_j) - KL)`."""
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`q (log q - log p)`, the same for its slope."""
-        value = (log_q - log_p).mul_(log_q.exp())
-        return value, value.clone()
+        value = (q.log - p.log).mul_(q.prob)
+        return value, value
 
 
 @part
@@ -107,23 +108,22 @@ class JSD(Divergence):
             near = "ForwardKL()" if self.beta <= 0 else "ReverseKL()"
             raise RecipeError(f"JSD(beta={self.beta}): the formula vanishes at 0 and 1 and means nothing outside; use {near}")
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`beta p (log p - log m) + (1 - beta) q (log q - log m)`; its second half is the slope."""
-        p_over_m, q_over_m = _over_mixture(log_p, log_q, self.beta)
+        p_over_m, q_over_m = _over_mixture(p, q, self.beta)
         share = 1.0 / (self.beta * (1 - self.beta)) if self.normalized else 1.0
-        slope = q_over_m.mul_(log_q.exp()).mul_((1 - self.beta) * share)
-        value = p_over_m.mul_(log_p.exp()).mul_(self.beta * share)
-        return value.add_(slope), slope
+        slope = q_over_m.mul_(q.prob).mul_((1 - self.beta) * share)
+        return torch.addcmul(slope, p_over_m, p.prob, value=self.beta * share), slope
 
 
 @part
 class Jeffreys(Divergence):
     """`(KL(p || q) + KL(q || p)) / 2`: covering and seeking at once."""
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`(p - q) (log p - log q) / 2`, slope `(q (log q - log p) - p) / 2`."""
-        p, q, log_ratio = log_p.exp(), log_q.exp(), log_q - log_p
-        return 0.5 * (q - p) * log_ratio, log_ratio.mul_(q).sub_(p).mul_(0.5)
+        log_ratio = q.log - p.log
+        return (q.prob - p.prob).mul_(log_ratio).mul_(0.5), log_ratio.mul_(q.prob).sub_(p.prob).mul_(0.5)
 
 
 @part
@@ -136,11 +136,11 @@ class SkewKL(Divergence):
         Divergence.__post_init__(self)
         _check_inside("skew", self.skew, type(self).__name__, "ForwardKL() is skew 0")
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`p (log p - log m)`, slope `-(1 - skew) p q / m`."""
-        p_over_m, _ = _over_mixture(log_p, log_q, self.skew)
-        slope = (log_q + p_over_m).exp_().mul_(self.skew - 1)
-        return p_over_m.mul_(log_p.exp()), slope
+        p_over_m, _ = _over_mixture(p, q, self.skew)
+        slope = (q.log + p_over_m).exp_().mul_(self.skew - 1)
+        return p_over_m.mul_(p.prob), slope
 
 
 @part
@@ -153,11 +153,10 @@ class SkewReverseKL(Divergence):
         Divergence.__post_init__(self)
         _check_inside("skew", self.skew, type(self).__name__, "ReverseKL() is skew 0")
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`q (log q - log m)`, slope `q (log q - log m - skew q / m)`."""
-        _, q_over_m = _over_mixture(log_p, log_q, 1 - self.skew)
-        q = log_q.exp()
-        return q * q_over_m, q * (q_over_m - self.skew * q_over_m.exp())
+        _, q_over_m = _over_mixture(p, q, 1 - self.skew)
+        return q.prob * q_over_m, (q_over_m - self.skew * q_over_m.exp()).mul_(q.prob)
 
 
 @part
@@ -166,11 +165,10 @@ class TotalVariation(Divergence):
 
     order: ClassVar[int] = 1
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`|p - q| / 2`, slope `q sign(q - p) / 2`."""
-        q = log_q.exp()
-        gap = q - log_p.exp()
-        return 0.5 * gap.abs(), gap.sign_().mul_(q).mul_(0.5)
+        gap = q.prob - p.prob
+        return gap.abs().mul_(0.5), gap.sign_().mul_(q.prob).mul_(0.5)
 
 
 @part
@@ -183,26 +181,31 @@ class AlphaDivergence(Divergence):
         Divergence.__post_init__(self)
         _check_inside("alpha", self.alpha, type(self).__name__, "ReverseKL() is the limit at 0, ForwardKL() at 1")
 
-    def pointwise(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`(alpha p + (1 - alpha) q - p^alpha q^(1 - alpha)) / (alpha (1 - alpha))`: never negative, without cancellation."""
-        a, top = self.alpha, torch.maximum(log_p, log_q)
-        x, y = log_p - top, log_q - top
+        a, top = self.alpha, torch.maximum(p.log, q.log)
+        x, y = p.log - top, q.log - top
         mixed = a * x + (1 - a) * y
         value = (a * x.expm1() + (1 - a) * y.expm1() - mixed.expm1()) * top.exp() / (a * (1 - a))
         return value, (mixed + top).exp().div_(-a)
 
 
-def _over_mixture(log_p: Tensor, log_q: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _over_mixture(p: Distribution, q: Distribution, share: float) -> tuple[Tensor, Tensor]:
     """`log p - log m` and `log q - log m` for `m = share p + (1 - share) q`, against the heavier of the two.
 
     The mixture's own logarithm is never formed: its rounding, of the size of log V, would be all that is left near p = q.
     """
-    gap = log_p - log_q
+    gap, odds = p.log - q.log, math.log(share) - math.log1p(-share)
     if share <= 0.5:
-        m_over_q = torch.logaddexp(gap + math.log(share), gap.new_tensor(math.log1p(-share)))
-        return gap.sub_(m_over_q), m_over_q.neg_()
-    m_over_p = torch.logaddexp(math.log1p(-share) - gap, gap.new_tensor(math.log(share)))
-    return m_over_p.neg(), gap.add_(m_over_p).neg_()
+        q_over_m = _softplus(gap + odds).add_(math.log1p(-share)).neg_()
+        return gap.add_(q_over_m), q_over_m
+    p_over_m = _softplus(-odds - gap).add_(math.log(share)).neg_()
+    return p_over_m, p_over_m - gap
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
 
 
 def _check_inside(name: str, value: float, where: str, ends: str) -> None:

@@ -5,16 +5,17 @@ seed, the step, the row's number over all ranks and the token's place, whichever
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from limbeck.config import Part, part
 from limbeck.errors import RecipeError
-from limbeck.models import Model
+from limbeck.lazy import Tensor, torch
 from limbeck.targets import Logits
+
+if TYPE_CHECKING:
+    from limbeck.models import Model
 
 
 @part
@@ -89,9 +90,8 @@ class Written:
         self.logp: list[float] = []
 
 
-@torch.no_grad()
 def write(
-    model: Model, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
+    model: "Model", prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
     at_once: int = 64, told: Callable[[int], None] = lambda tokens: None,
 ) -> list[Written]:  # fmt: skip
     """Complete each prompt, up to and with its end token or `max_tokens`.
@@ -104,12 +104,13 @@ def write(
     for start in range(0, len(order), at_once):
         some = order[start : start + at_once]
         draws = np.stack([uniforms(seed, step, rows[n], sampling.max_tokens) for n in some])
-        _write_together(model, [prompts[n] for n in some], sampling, draws, [written[n] for n in some], told)
+        with torch.no_grad():
+            _write_together(model, [prompts[n] for n in some], sampling, draws, [written[n] for n in some], told)
     return written
 
 
 def _write_together(
-    model: Model, prompts: list[list[int]], sampling: Sampling, draws: "np.ndarray[Any, Any]", written: list[Written], told: Callable[[int], None]
+    model: "Model", prompts: list[list[int]], sampling: Sampling, draws: "np.ndarray[Any, Any]", written: list[Written], told: Callable[[int], None]
 ) -> None:
     """Write one batch until every row has ended; rows that have leave once a quarter of the batch is done, or at the context's end."""
     ends = torch.tensor(sorted(model.vocabulary.end_ids), dtype=torch.int64)

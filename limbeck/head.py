@@ -5,8 +5,7 @@ Axes: C rows of a chunk, D hidden width, V true vocabulary (padded rows are cut 
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from limbeck.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,26 @@ class Head:
     scale: float = 1.0
     cap: float | None = None
 
-    def prepared(self, dtype: torch.dtype) -> "Head":
+    def prepared(self, dtype: "torch.dtype") -> "Head":
         """The same head, detached, cut to the true vocabulary and in the dtype of the hidden states, ready for many chunks."""
         bias = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary].to(dtype)
         weight = self.weight_VD.detach()[: self.vocabulary].to(dtype)
         return Head(weight, self.vocabulary, bias, self.scale, self.cap)
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits [C, V] in float32 (float64 stays). The matrix product runs in the dtype of the (prepared) weight."""
-        raw_CV = torch.nn.functional.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
-        raw_CV = raw_CV if raw_CV.dtype == torch.float64 else raw_CV.float()
-        if self.scale != 1.0:
-            raw_CV.mul_(self.scale)
+    def product(self, hidden_CD: Tensor) -> Tensor:
+        """The matrix product alone [C, V], in the dtype of the (prepared) weight."""
+        return torch.nn.functional.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
+
+    def finished(self, raw_CV: Tensor) -> Tensor:
+        """Logits [C, V] of a product, in float32 (float64 stays): scaled and capped. May be the product itself."""
+        logits_CV = raw_CV if raw_CV.dtype == torch.float64 else raw_CV.float()
         if self.cap is not None:
-            raw_CV.div_(self.cap).tanh_().mul_(self.cap)
-        return raw_CV
+            return (logits_CV * (self.scale / self.cap)).tanh_().mul_(self.cap)
+        return logits_CV if self.scale == 1.0 else logits_CV * self.scale
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits [C, V] in float32 (float64 stays)."""
+        return self.finished(self.product(hidden_CD))
 
     def pull_back(self, gradient_CV: Tensor, logits_CV: Tensor) -> Tensor:
         """Turn a gradient on the logits into one on the plain linear map, in place."""

@@ -1,29 +1,19 @@
-"""How far the student is from what was said: terms, their weighted sum, and the one pass over rows that serves them all.
+"""How far the student is from what was said: terms and their weighted sum.
 
-Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary, D hidden width. Terms give nats per row and the
-gradient of those nats on the student's logits; they never reduce, average, mask or shift. The head's logits of a whole
-pass never exist: each chunk of rows is scored, differentiated and dropped, since the scale of the loss is known before.
+Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary. Terms give nats per row and the gradient of those
+nats on the student's logits; they never reduce, average, mask or shift. `loss.py` takes them over the rows of a pass.
 """
 
-# pyright: reportUnknownMemberType=false
-# (torch leaves Function.apply half typed)
-
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, cast
-
-import torch
-from torch import Tensor
 
 from limbeck.batch import WRITERS, Batch
 from limbeck.config import Part, build, import_object, part, plain
 from limbeck.errors import RecipeError
-from limbeck.head import Head
-from limbeck.targets import Logits, Rows, Targets
-
-CHUNK_ELEMENTS = 2**22
-"""Rows x vocabulary of one chunk: 16 MiB of float32, small enough to stay near the caches."""
+from limbeck.lazy import Tensor, torch
+from limbeck.targets import Logits, Rows
 
 FULL = frozenset({"distribution"})
 """What a divergence needs to be told: every outcome's probability."""
@@ -35,6 +25,10 @@ class TokenRows:
 
     tokens_C: Tensor
     credit_C: Tensor | None
+
+    def block(self, rows: slice) -> "TokenRows":
+        """A few of them."""
+        return TokenRows(self.tokens_C[rows], None if self.credit_C is None else self.credit_C[rows])
 
 
 @part
@@ -137,11 +131,9 @@ class CrossEntropy(Term):
 
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
         """Nats of each token; the gradient is `q - onehot(token)`."""
-        log_q_CV = student.log_probs()
-        gradient_CV = log_q_CV.exp()
-        places_C1 = tokens.tokens_C[:, None]
-        gradient_CV.scatter_add_(1, places_C1, gradient_CV.new_full(places_C1.shape, -1.0))
-        return -log_q_CV.gather(1, places_C1)[:, 0], gradient_CV
+        q, places_C1 = student.at(), tokens.tokens_C[:, None]
+        gradient_CV = q.prob.scatter_add(1, places_C1, q.prob.new_full(places_C1.shape, -1.0))
+        return -q.log.gather(1, places_C1)[:, 0], gradient_CV
 
 
 @part
@@ -186,129 +178,3 @@ class CustomTerm(Term):
     def name(self) -> str:
         """What metrics call it."""
         return self.function.partition(":")[2] + (f"@{self.writer}" if self.writer else "")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """A student's forward pass: hidden states at the rows of completion tokens [N, D], and the head they have yet to meet."""
-
-    hidden_ND: Tensor
-    head: Head
-
-
-def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Cut N rows into chunks that hold about `CHUNK_ELEMENTS` logits each."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-@dataclass
-class _Gradients:
-    """Where a pass adds up its gradients; None where nobody asks for one."""
-
-    to_hidden_ND: Tensor
-    to_weight_VD: Tensor | None
-    to_bias_V: Tensor | None
-    product_VD: Tensor | None = None
-    """One chunk's part of a weight gradient that is wider than the arithmetic; made once, since fresh memory costs more."""
-
-    def add(self, head: Head, hidden_CD: Tensor, rows: slice, gradient_CV: Tensor) -> None:
-        """Add one chunk's part."""
-        if self.to_bias_V is not None:
-            self.to_bias_V[: head.vocabulary] += gradient_CV.sum(0)
-        gradient_CV = gradient_CV.to(head.weight_VD.dtype)
-        self.to_hidden_ND[rows] = gradient_CV @ head.weight_VD
-        if self.to_weight_VD is None:
-            return
-        weight_VD = self.to_weight_VD[: head.vocabulary]
-        if weight_VD.dtype == gradient_CV.dtype:
-            weight_VD.addmm_(gradient_CV.T, hidden_CD)
-            return
-        if self.product_VD is None:
-            self.product_VD = torch.empty_like(head.weight_VD)
-        weight_VD += torch.mm(gradient_CV.T, hidden_CD, out=self.product_VD)
-
-
-@dataclass
-class _Work:
-    """One pass to be scored: everything that `_RowLoss` needs beside the tensors it differentiates."""
-
-    objective: Objective
-    head: Head
-    said: Targets
-    batch: Batch
-    scale: float
-    nats: dict[str, Tensor]
-
-    def chunk(self, rows: slice, logits_CV: Tensor, weights: dict[str, Tensor], gradient: bool) -> Tensor | None:
-        """Fill in the nats of these rows; return the gradient of the scaled, weighed sum on their logits."""
-        student, said = Logits(logits_CV), self.said.rows(rows)
-        device = logits_CV.device
-        credit_C = None if self.batch.credit_B is None else self.batch.credit_N[rows].to(device)
-        tokens = TokenRows(self.batch.tokens_N[rows].to(device), credit_C)
-        total_CV = None
-        for term in self.objective.terms:
-            nats_C, gradient_CV = term.rows(student, said, tokens)
-            self.nats[term.name][rows] = nats_C.to(self.nats[term.name])
-            if gradient:
-                gradient_CV.mul_((weights[term.name][rows] * self.scale).to(gradient_CV)[:, None])
-                total_CV = gradient_CV if total_CV is None else total_CV.add_(gradient_CV)
-        return total_CV
-
-    def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
-        """Pass over all chunks; where `gradients` are given, add to them."""
-        head = self.head.prepared(hidden_ND.dtype)
-        weights = {term.name: self.objective.weights(term, self.batch) for term in self.objective.terms}
-        for rows in chunks(len(hidden_ND), head.vocabulary):
-            logits_CV = head.logits(hidden_ND[rows])
-            gradient_CV = self.chunk(rows, logits_CV, weights, gradients is not None)
-            if gradients is not None and gradient_CV is not None:
-                gradients.add(head, hidden_ND[rows], rows, head.pull_back(gradient_CV, logits_CV))
-
-    def loss(self) -> Tensor:
-        """The scaled, weighed sum of all nats, in float64."""
-        return sum((self.scale * (self.nats[t.name].double() @ self.objective.weights(t, self.batch).double()) for t in self.objective.terms),
-                   start=torch.zeros((), dtype=torch.float64))  # fmt: skip
-
-
-class _RowLoss(torch.autograd.Function):
-    """The sum of a pass's scaled nats; its gradients are made on the way forward and handed out on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work) -> Tensor:
-        to_hidden = torch.zeros_like(hidden_ND)
-        to_weight = torch.zeros_like(weight_VD) if weight_VD.requires_grad else None
-        to_bias = torch.zeros_like(bias_V) if bias_V is not None and bias_V.requires_grad else None
-        work.run(hidden_ND.detach(), _Gradients(to_hidden, to_weight, to_bias))
-        ctx.gradients = (to_hidden, to_weight, to_bias)
-        return work.loss().to(hidden_ND.device)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        gradients = cast(tuple[Tensor | None, ...], ctx.gradients)
-        if bool(upstream[0] == 1):  # as in every step: nothing to multiply, no copy of the head's gradient
-            return *gradients, None
-        return *(None if g is None else g * upstream[0].to(g) for g in gradients), None
-
-
-def row_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one pass and the nats of its rows by term.
-
-    Returns the scalar `scale * sum over terms and rows of weight * nats` (float64, differentiable), and for each term
-    its unweighed nats [N] in float32 on the CPU. The caller divides by nothing: `scale` is one over the tokens of the whole step.
-    """
-    work = _Work(objective, outputs.head, said, batch, scale, _empty(objective, len(batch.places_N)))
-    loss = cast(Tensor, _RowLoss.apply(outputs.hidden_ND, outputs.head.weight_VD, outputs.head.bias_V, work))
-    return loss, work.nats
-
-
-@torch.no_grad()
-def measure(outputs: Outputs, said: Targets, batch: Batch, objective: Objective) -> dict[str, Tensor]:
-    """The same nats [N] by term, without a gradient: what evaluation reports is what training reduces."""
-    work = _Work(objective, outputs.head, said, batch, 1.0, _empty(objective, len(batch.places_N)))
-    work.run(outputs.hidden_ND, None)
-    return work.nats
-
-
-def _empty(objective: Objective, rows: int) -> dict[str, Tensor]:
-    return {term.name: torch.zeros(rows) for term in objective.terms}

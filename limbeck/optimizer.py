@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
-
 from limbeck.config import Part, part
 from limbeck.errors import ModelError, RecipeError
+from limbeck.lazy import torch
 
 
 @part
@@ -43,7 +42,7 @@ class AdamW(Part):
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * fall[self.schedule]
 
-    def build(self, weights: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, weights: Iterable["torch.nn.Parameter"]) -> "torch.optim.Optimizer":
         """The optimizer over these weights."""
         moving = list(weights)
         groups = [
@@ -56,7 +55,7 @@ class AdamW(Part):
         return torch.optim.AdamW(groups, fused=True, **options)
 
 
-def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _eight_bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> "torch.optim.Optimizer":
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:

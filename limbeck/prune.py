@@ -13,7 +13,8 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.errors import RecipeError
-from limbeck.models import Model, device, padded
+from limbeck.machine import device
+from limbeck.models import Model, padded
 
 
 def _layers(model: Model) -> torch.nn.ModuleList:

@@ -23,7 +23,8 @@ from limbeck.errors import ModelError
 from limbeck.evaluate import Likelihood
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from limbeck.generate import Sampling, write
-from limbeck.models import Model, Opening, open_model
+from limbeck.machine import Opening
+from limbeck.models import Model, open_model
 from limbeck.objective import CrossEntropy, Objective, Term
 from limbeck.optimizer import AdamW
 from limbeck.progress import Progress

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
-from torch import Tensor
-
 from limbeck.config import import_object
 from limbeck.errors import RecipeError
+from limbeck.lazy import Tensor, torch
 
 Verifier = Callable[[str, dict[str, Any]], float]
 """Given a completion's text and its row's columns (with `prompt`, as text), how good it is."""

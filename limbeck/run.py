@@ -15,13 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
 from limbeck import checkpoint, distributed
 from limbeck.batch import Batch
 from limbeck.config import plain, read_yaml, to_yaml
 from limbeck.errors import CheckpointError
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
+from limbeck.lazy import Tensor
 from limbeck.objective import Objective, counted
 from limbeck.progress import Progress
 from limbeck.trackers import Trackers

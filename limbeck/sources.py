@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import BeforeValidator
 
 from limbeck.batch import Batch, Text
@@ -18,6 +17,7 @@ from limbeck.config import Part, import_object, live, part
 from limbeck.data import Data, Pool, Row, asked_of
 from limbeck.errors import DataError, RecipeError
 from limbeck.generate import Sampling
+from limbeck.lazy import torch
 from limbeck.reward import RunningBaseline, group_credit, verifier
 from limbeck.student import Student
 from limbeck.vocabulary import Vocabulary

@@ -4,20 +4,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.generate import Sampling, Written, write
-from limbeck.models import Model, Opening, Precision, open_model
-from limbeck.objective import Objective, measure, row_loss
+from limbeck.lazy import Tensor, torch
+from limbeck.machine import Opening, Precision
+from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
+
+if TYPE_CHECKING:
+    from limbeck.models import Model
 
 
 @part
@@ -55,6 +56,8 @@ class Student(Part):
 
     def load(self, steps: int) -> Self:
         """The student alive: weights open, ready for `steps` steps."""
+        from limbeck.models import open_model
+
         made = self.fresh()
         training = self.gradient_checkpointing or self.quantization is not None
         opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
@@ -67,23 +70,27 @@ class Student(Part):
         return made
 
     @property
-    def live(self) -> Model:
+    def live(self) -> "Model":
         """The open model."""
         assert self._open is not None, "this student is only its settings; load() it"
         return self._open
 
     def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float) -> dict[str, Tensor]:
         """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term."""
+        from limbeck.loss import row_loss
+
         loss, nats = row_loss(self.live.forward(batch), said, batch, objective, scale)
         if not torch.isfinite(loss):
             raise LimbeckError(f"the loss is {float(loss)} {_where(nats, batch)}; lower the learning rate, or look at these rows")
         loss.backward()
         return nats
 
-    @torch.no_grad()
     def measure(self, batch: Batch, said: Targets, objective: Objective) -> dict[str, Tensor]:
         """The same nats [N] by term, and nothing learnt."""
-        return measure(self.live.forward(batch), said, batch, objective)
+        from limbeck.loss import measure
+
+        with torch.no_grad():
+            return measure(self.live.forward(batch), said, batch, objective)
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
@@ -126,13 +133,12 @@ class Student(Part):
         }
         return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments
 
-    @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
         for name, weight in self.live.module.named_parameters():
             if not weight.requires_grad:
                 continue
-            weight.copy_(state[f"weight.{name}"])
+            weight.data.copy_(state[f"weight.{name}"])
             mark = f"moment.{name}."
             self._optimizer.state[weight] = {
                 key.removeprefix(mark): value if value.is_floating_point() or value.ndim else int(value)
@@ -147,6 +153,6 @@ def _where(nats: dict[str, Tensor], batch: Batch) -> str:
 
 
 @contextmanager
-def _without_adapters(model: Model) -> Any:
+def _without_adapters(model: "Model") -> Any:
     with model.module.disable_adapter():
         yield

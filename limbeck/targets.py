@@ -8,27 +8,53 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from torch import Tensor
-
 from limbeck.head import Head
+from limbeck.lazy import Tensor
+
+
+class Distribution:
+    """`softmax(logits / T)` at C tokens: `log` in nats and `prob`, each [C, V]. Nobody changes them."""
+
+    def __init__(self, logits_CV: Tensor, temperature: float) -> None:
+        # Not torch.log_softmax: in float32 on a CPU it loses the small terms of a long sum, up to 1e-3 nats at V = 262,144.
+        # The maximum goes before the temperature, whose division rounds large logits.
+        shifted_CV = logits_CV - logits_CV.amax(-1, keepdim=True)
+        shifted_CV = shifted_CV if temperature == 1.0 else shifted_CV.div_(temperature)
+        self._exp_CV = shifted_CV.exp()
+        self._sum_C1 = self._exp_CV.sum(-1, keepdim=True)
+        self.log = shifted_CV.sub_(self._sum_C1.log())
+
+    @cached_property
+    def prob(self) -> Tensor:
+        """Probabilities, made when first asked for of the exponentials that were needed for the sum."""
+        return self._exp_CV.div_(self._sum_C1)
 
 
 @dataclass
 class Logits:
-    """Scores of every outcome at C tokens, of a student or a teacher. Log-probabilities are logits too."""
+    """Scores of every outcome at C tokens, of a student or a teacher. Log-probabilities are logits too.
+
+    What a head's product left, in its dtype, where `head` is given: its scale and cap are still to come.
+    """
 
     logits_CV: Tensor
-    _log_probs: dict[float, Tensor] = field(default_factory=dict[float, Tensor])
+    head: Head | None = None
+    _at: dict[float, Distribution] = field(default_factory=dict[float, Distribution])
+
+    def at(self, temperature: float = 1.0) -> Distribution:
+        """The distribution at a temperature, made once for each."""
+        if temperature not in self._at:
+            self._at[temperature] = Distribution(self.logits_CV, temperature)
+        return self._at[temperature]
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
-        """`log softmax(logits / T)` [C, V], in nats, made once per temperature."""
-        if temperature not in self._log_probs:
-            # Not torch.log_softmax: in float32 on a CPU it loses the small terms of a long sum, up to 1e-3 nats at V = 262,144.
-            # The maximum goes before the temperature, whose division rounds large logits.
-            shifted_CV = self.logits_CV - self.logits_CV.amax(-1, keepdim=True)
-            shifted_CV = shifted_CV if temperature == 1.0 else shifted_CV.div_(temperature)
-            self._log_probs[temperature] = shifted_CV.sub_(shifted_CV.exp().sum(-1, keepdim=True).log_())
-        return self._log_probs[temperature]
+        """`log softmax(logits / T)` [C, V], in nats."""
+        return self.at(temperature).log
+
+    def block(self, rows: slice) -> "Logits":
+        """A few of these tokens, in float32 (float64 stays)."""
+        part_CV = self.logits_CV[rows]
+        return Logits(part_CV if self.head is None else self.head.finished(part_CV))
 
 
 @dataclass(frozen=True)
@@ -42,6 +68,10 @@ class TopKRows:
     log_p_CK: Tensor
     log_tail_C: Tensor
     temperature: float
+
+    def block(self, rows: slice) -> "TopKRows":
+        """A few of these tokens."""
+        return TopKRows(self.ids_CK[rows], self.log_p_CK[rows], self.log_tail_C[rows], self.temperature)
 
 
 Rows = Logits | TopKRows | None
@@ -90,8 +120,8 @@ class Dense(Targets):
         return self.head.prepared(self.hidden_ND.dtype)
 
     def rows(self, chunk: slice) -> Logits:
-        """The teacher's logits at these tokens, in float32."""
-        return Logits(self._prepared.logits(self.hidden_ND[chunk]))
+        """The teacher's logits at these tokens."""
+        return Logits(self._prepared.product(self.hidden_ND[chunk]), self._prepared)
 
     def select(self, rows_N: Tensor) -> "Dense":
         """The same about these tokens only."""

@@ -4,16 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.errors import RecipeError
-from limbeck.models import Model, Opening, Precision, open_model
+from limbeck.lazy import torch
+from limbeck.machine import Opening, Precision
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
+
+if TYPE_CHECKING:
+    from limbeck.models import Model
 
 
 class Teacher(Part, ABC):
@@ -26,7 +28,7 @@ class Teacher(Part, ABC):
         return self
 
     @property
-    def opened(self) -> Model | None:
+    def opened(self) -> "Model | None":
         """Its model, where it has one on this machine."""
         return None
 
@@ -70,6 +72,8 @@ class Local(Teacher):
 
     def load(self, student: Student) -> Self:
         """Open the model, unless it is the student's own."""
+        from limbeck.models import open_model
+
         made = self.fresh()
         if self.model == "@student":
             if student.lora is None:
@@ -80,14 +84,13 @@ class Local(Teacher):
         return made
 
     @property
-    def opened(self) -> Model:
+    def opened(self) -> "Model":
         """The open model."""
         assert self._open is not None, "this teacher is only its settings; load() it"
         return self._open
 
-    @torch.no_grad()
     def _say(self, batch: Batch) -> Dense:
-        with self._student.unadapted() if self._student else nullcontext():
+        with torch.no_grad(), self._student.unadapted() if self._student else nullcontext():
             outputs = self.opened.forward(batch)
         return Dense(outputs.hidden_ND, outputs.head, self.model)
 

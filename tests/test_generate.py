@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from limbeck.batch import Batch, Span, Text
 from limbeck.errors import RecipeError
 from limbeck.generate import Sampling, Written, choose, uniforms, write
+from limbeck.loss import measure
 from limbeck.models import Model
-from limbeck.objective import CrossEntropy, Objective, measure
+from limbeck.objective import CrossEntropy, Objective
 from limbeck.targets import Nothing
 from limbeck.vocabulary import Vocabulary
 

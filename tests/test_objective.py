@@ -18,13 +18,13 @@ from limbeck.batch import Batch, Span, Text
 from limbeck.config import build
 from limbeck.errors import RecipeError
 from limbeck.head import Head
+from limbeck.loss import Outputs, measure, row_loss
 from limbeck.models import Model
-from limbeck.objective import CustomTerm, Outputs, measure, row_loss
+from limbeck.objective import CustomTerm
 from limbeck.targets import Dense, Logits, Nothing, Targets, TopK
 from limbeck.teachers import Local
 
-Toy = Callable[..., str]
-Leaves = tuple[Tensor, Tensor, Tensor | None]
+Toy, Leaves = Callable[..., str], tuple[Tensor, Tensor, Tensor | None]
 V = 258
 """Tokens of the toy vocabulary; toy heads have 272 rows unless told otherwise."""
 quick = settings(deadline=None, max_examples=60, database=None, derandomize=True)
@@ -32,8 +32,9 @@ quick = settings(deadline=None, max_examples=60, database=None, derandomize=True
 
 @pytest.fixture
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rows to a chunk."""
-    monkeypatch.setattr("limbeck.objective.CHUNK_ELEMENTS", 3 * V + 5)
+    """Three rows to a chunk, two to a block, and a head's weight gradient in pieces."""
+    for name, value in {"CHUNK_BYTES": {"cpu": 4 * 3 * V + 5}, "BLOCK_ELEMENTS": 2 * V + 5, "PRODUCT_BYTES": 2**12}.items():
+        monkeypatch.setattr(f"limbeck.loss.{name}", value)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,8 @@ def total_of(log_q_CV: Tensor, log_p_CV: Tensor) -> Tensor:
 
 
 def jsd(lp: Tensor, lq: Tensor, beta: float) -> Tensor:
-    m = beta * lp.exp() + (1 - beta) * lq.exp()
-    return beta * (lp.exp() * (lp - m.log())).sum(-1) + (1 - beta) * (lq.exp() * (lq - m.log())).sum(-1)
+    lm = (beta * lp.exp() + (1 - beta) * lq.exp()).log()
+    return (beta * lp.exp() * (lp - lm) + (1 - beta) * lq.exp() * (lq - lm)).sum(-1)
 
 
 def formula(term: Term, z: Tensor, s: Tensor, batch: Batch) -> Tensor:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from limbeck.batch import Batch, Text
 from limbeck.data import Data, Row
 from limbeck.errors import LimbeckError, ModelError, VocabularyError
-from limbeck.models import Opening, open_model, open_vocabulary
+from limbeck.machine import Opening
+from limbeck.models import open_model, open_vocabulary
 from limbeck.vocabulary import Vocabulary, prove_equal
 
 TOOLS = (

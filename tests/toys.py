@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )  # fmt: skip
 
-from limbeck.models import Model, Opening, open_model
+from limbeck.machine import Opening
+from limbeck.models import Model, open_model
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

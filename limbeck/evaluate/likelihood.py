@@ -10,7 +10,6 @@ from dataclasses import field
 from typing import Any
 
 import numpy as np
-import torch
 
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, part
@@ -18,6 +17,7 @@ from limbeck.data import Pool, asked_of
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError
 from limbeck.generate import Sampling
+from limbeck.lazy import torch
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.progress import Progress
 from limbeck.sources import DataSets

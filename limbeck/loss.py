@@ -1,0 +1,157 @@
+"""One pass over the rows of completion tokens that serves every term: logits, nats and gradients, a chunk at a time.
+
+Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary, D hidden width. The logits of a whole pass never
+exist: each chunk is scored, differentiated and dropped, since the scale of the loss is known before. The matrix products
+take a chunk at once; the arithmetic on its rows goes block by block, so that on a CPU it stays in the cores' caches, and
+each block's gradient is written where its logits were.
+"""
+
+# pyright: reportUnknownMemberType=false
+# (torch leaves Function.apply half typed)
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from limbeck.batch import Batch
+from limbeck.head import Head
+from limbeck.objective import Objective, TokenRows
+from limbeck.targets import Logits, Rows, Targets
+
+CHUNK_BYTES = {"cpu": 30 * 2**20}
+"""Logits of one chunk, as the product leaves them. On a CPU below 32 MiB, the largest block that malloc keeps for the next chunk."""
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+BLOCK_ELEMENTS = 2**18
+"""Logits of one block on a CPU: a handful of float32 tensors of 1 MiB. Elsewhere a chunk is one block."""
+PRODUCT_BYTES = 16 * 2**20
+"""Rows of the head whose weight gradient is made at once where it is added in another dtype."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A student's forward pass: hidden states at the rows of completion tokens [N, D], and the head they have yet to meet."""
+
+    hidden_ND: Tensor
+    head: Head
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows into pieces of at most `size`, at least one row each."""
+    size = max(1, size)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@dataclass
+class _Gradients:
+    """Where a pass adds up its gradients; None where nobody asks for one."""
+
+    to_hidden_ND: Tensor
+    to_weight_VD: Tensor | None
+    to_bias_V: Tensor | None
+
+    def add(self, head: Head, hidden_CD: Tensor, rows: slice, gradient_CV: Tensor) -> None:
+        """Add one chunk's part."""
+        torch.mm(gradient_CV, head.weight_VD, out=self.to_hidden_ND[rows])
+        if self.to_bias_V is not None:
+            self.to_bias_V[: head.vocabulary] += gradient_CV.sum(0, dtype=self.to_bias_V.dtype)
+        if self.to_weight_VD is not None:
+            self._add_to_weight(self.to_weight_VD[: head.vocabulary], hidden_CD, gradient_CV)
+
+    def _add_to_weight(self, weight_VD: Tensor, hidden_CD: Tensor, gradient_CV: Tensor) -> None:
+        if weight_VD.dtype == gradient_CV.dtype:
+            weight_VD.addmm_(gradient_CV.T, hidden_CD)
+            return
+        for some in slices(len(weight_VD), PRODUCT_BYTES // (hidden_CD.shape[1] * hidden_CD.element_size())):
+            weight_VD[some] += torch.mm(gradient_CV[:, some].T, hidden_CD)
+
+
+class _Work:
+    """One pass to be scored: everything that `_RowLoss` needs beside the tensors it differentiates."""
+
+    def __init__(self, objective: Objective, head: Head, said: Targets, batch: Batch, scale: float) -> None:
+        self.objective, self.head, self.said, self.scale = objective, head, said, scale
+        rows, device = len(batch.places_N), head.weight_VD.device
+        self.nats = {term.name: torch.zeros(rows) for term in objective.terms}
+        self.weights = {term.name: objective.weights(term, batch) for term in objective.terms}
+        self.factors = {name: (weights_N * scale).to(device)[:, None] for name, weights_N in self.weights.items()}
+        credit_N = None if batch.credit_B is None else batch.credit_N.to(device)
+        self.tokens = TokenRows(batch.tokens_N.to(device), credit_N)
+
+    def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
+        """Pass over all chunks; where `gradients` are given, add to them."""
+        head = self.head.prepared(hidden_ND.dtype)
+        on_cpu = hidden_ND.device.type == "cpu"
+        at_once = CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES_ELSEWHERE) // (head.vocabulary * hidden_ND.element_size())
+        for rows in slices(len(hidden_ND), at_once):
+            raw_CV = head.product(hidden_ND[rows])
+            self._chunk(head, rows, raw_CV, BLOCK_ELEMENTS // head.vocabulary if on_cpu else len(raw_CV), gradients is not None)
+            if gradients is not None:
+                gradients.add(head, hidden_ND[rows], rows, raw_CV)
+
+    def _chunk(self, head: Head, rows: slice, raw_CV: Tensor, at_once: int, gradient: bool) -> None:
+        """Fill in the nats of these rows; with `gradient`, put the gradient of their scaled, weighed sum in the place of the product."""
+        student, said = Logits(raw_CV, head), self.said.rows(rows)
+        for inside in slices(len(raw_CV), at_once):
+            logits = student.block(inside)
+            block = slice(rows.start + inside.start, rows.start + inside.stop)
+            gradient_CV = self._block(block, logits, None if said is None else said.block(inside), gradient)
+            if gradient_CV is not None:
+                raw_CV[inside] = head.pull_back(gradient_CV, logits.logits_CV)
+
+    def _block(self, rows: slice, student: Logits, said: Rows, gradient: bool) -> Tensor | None:
+        """Nats of a block's rows, and the gradient of the scaled, weighed sum on their logits."""
+        total_CV = None
+        for term in self.objective.terms:
+            nats_C, gradient_CV = term.rows(student, said, self.tokens.block(rows))
+            self.nats[term.name][rows] = nats_C.to(self.nats[term.name])
+            if gradient:
+                gradient_CV.mul_(self.factors[term.name][rows].to(gradient_CV))
+                total_CV = gradient_CV if total_CV is None else total_CV.add_(gradient_CV)
+        return total_CV
+
+    def loss(self) -> Tensor:
+        """The scaled, weighed sum of all nats, in float64."""
+        sums = [self.nats[name].double() @ weights_N.double() for name, weights_N in self.weights.items()]
+        return self.scale * torch.stack(sums).sum()
+
+
+class _RowLoss(torch.autograd.Function):
+    """The sum of a pass's scaled nats; its gradients are made on the way forward and handed out on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work) -> Tensor:
+        to_hidden = torch.zeros_like(hidden_ND)
+        to_weight = torch.zeros_like(weight_VD) if weight_VD.requires_grad else None
+        to_bias = torch.zeros_like(bias_V) if bias_V is not None and bias_V.requires_grad else None
+        work.run(hidden_ND.detach(), _Gradients(to_hidden, to_weight, to_bias))
+        ctx.gradients = (to_hidden, to_weight, to_bias)
+        return work.loss().to(hidden_ND.device)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        gradients = cast(tuple[Tensor | None, ...], ctx.gradients)
+        if bool(upstream[0] == 1):  # as in every step: nothing to multiply, no copy of the head's gradient
+            return *gradients, None
+        return *(None if g is None else g * upstream[0].to(g) for g in gradients), None
+
+
+def row_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one pass and the nats of its rows by term.
+
+    Returns the scalar `scale * sum over terms and rows of weight * nats` (float64, differentiable), and for each term
+    its unweighed nats [N] in float32 on the CPU. The caller divides by nothing: `scale` is one over the tokens of the whole step.
+    """
+    work = _Work(objective, outputs.head, said, batch, scale)
+    loss = cast(Tensor, _RowLoss.apply(outputs.hidden_ND, outputs.head.weight_VD, outputs.head.bias_V, work))
+    return loss, work.nats
+
+
+@torch.no_grad()
+def measure(outputs: Outputs, said: Targets, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    """The same nats [N] by term, without a gradient: what evaluation reports is what training reduces."""
+    work = _Work(objective, outputs.head, said, batch, 1.0)
+    work.run(outputs.hidden_ND, None)
+    return work.nats
