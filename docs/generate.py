@@ -1,10 +1,12 @@
-"""Write what the program knows about itself into the pages: help texts, settings, methods, refusals.
+"""Write what the program knows about itself into the pages and the schema: help texts, settings, methods, refusals.
 
-A page says where, between `<!-- generated: NAME -->` and `<!-- end -->`. `make docs` runs this; a test fails where a page is stale.
+A page says where, between `<!-- generated: NAME -->` and `<!-- end -->`. `make docs` runs this; a test fails where a page or the
+schema is stale.
 """
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -17,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
+from pydantic import TypeAdapter
 
 from limbeck.cli import app
-from limbeck.config import Part, settings_of
+from limbeck.config import Part, plain, settings_of
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
@@ -27,6 +30,7 @@ from limbeck.recipe import Recipe
 from limbeck.sources import DataSets
 
 ROOT = Path(__file__).parent.parent
+SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
 WIDTH = 100
 MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
@@ -60,15 +64,26 @@ def help_of(command: str) -> str:
 
 def settings(cls: type[Part]) -> str:
     """The docstring of a part and a table of its settings."""
-    text = inspect.cleandoc(cls.__doc__ or "")
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    rows = [[f"`{name}`", _type(fields[name].type), _default(fields[name])] for name in settings_of(cls)]
+    text, asked = inspect.cleandoc(cls.__doc__ or ""), _asked_types(cls)
+    rows = [[f"`{name}`", _type(asked[name]), _default(field)] for name, field in _fields(cls).items()]
     return text + "\n\n" + _table(["setting", "type", "default"], rows) if rows else f"{text}\n\nNo settings."
+
+
+def _fields(cls: type[Part]) -> "dict[str, dataclasses.Field[Any]]":
+    """The settings of a part by name, in the order in which they may stand without one."""
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    return {name: fields[name] for name in settings_of(cls)}
+
+
+@cache
+def _asked_types(cls: type[Part]) -> dict[str, Any]:
+    """What each field asks for, as types: a field itself may know its type as text only."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _type(asked: Any) -> str:
     """A field's type as a writer of recipes reads it."""
-    if asked is DataSets:
+    if asked == DataSets:
         return "`Data`, or a list of them"
     if typing.get_origin(asked) is Literal:
         return " or ".join(f"`{choice}`" for choice in typing.get_args(asked))
@@ -220,8 +235,107 @@ def filled(page: str) -> str:
     return MARKED.sub(lambda found: f"{found[1]}{block(found[2])}\n<!-- end -->", page)
 
 
+Schema = dict[str, Any]
+CALL: Schema = {"type": "string", "description": "A call, such as Name(setting=value); for data a path, for a student a name."}
+OWN: Schema = {
+    "type": "object",
+    "description": "A part of your own, module:Class.",
+    "properties": {"type": {"type": "string", "pattern": r"^[\w.]+:\w+$"}},
+    "required": ["type"],
+}
+
+
+def schema() -> str:
+    """The JSON schema of a recipe file, draft 2020-12: what an editor completes, explains and marks as wrong."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Limbeck recipe"}
+    defined = {cls.__name__: _part_schema(cls) for cls in sorted(_below(Recipe), key=lambda cls: cls.__name__)}
+    return json.dumps(head | _object(Recipe) | {"$defs": {"call": CALL, "own": OWN} | defined}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _below(root: type[Part]) -> set[type[Part]]:
+    """Every part that may be named in a `root`, abstract and concrete."""
+    found, left = set[type[Part]](), [root]
+    while left:
+        cls = left.pop()
+        if cls not in found:
+            found.add(cls)
+            left += [part for part in parts() if issubclass(part, cls)]
+            left += [part for name in (_fields(cls) if cls in parts() else ()) for part in _parts_in(_asked_types(cls)[name])]
+    return found - {root}
+
+
+def _parts_in(asked: Any) -> list[type[Part]]:
+    """The parts that a setting's type speaks of."""
+    if isinstance(asked, type) and issubclass(asked, Part):
+        return [asked]
+    return [part for inner in typing.get_args(asked) for part in _parts_in(inner)]
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _part_schema(cls: type[Part]) -> Schema:
+    """All that may stand for a part: a call, its own settings or those of the parts below it, what it adopts, a user's own."""
+    if _is_choice(cls):
+        return _object(cls)
+    below = [_ref(part.__name__) for part in parts() if issubclass(part, cls)] if cls not in parts() else [_object(cls)]
+    terms = [_ref("Term"), {"type": "array", "items": _ref("Term"), "minItems": 1}] if cls is Objective else []
+    return {"description": _doc(cls), "anyOf": [_ref("call"), *below, *terms, _ref("own")]}
+
+
+def _is_choice(cls: type[Part]) -> bool:
+    """Whether it is one concrete part of several that may stand in its place, and so must be named."""
+    return cls in parts() and any(inspect.isabstract(base) for base in cls.__mro__)
+
+
+def _object(cls: type[Part]) -> Schema:
+    """The mapping of a concrete part; its type may be left out where only one class can stand."""
+    fields, asked, told = _fields(cls), _asked_types(cls), _told(cls)
+    properties: Schema = {"type": {"const": cls.__name__}}
+    for name, field in fields.items():
+        properties[name] = _value_schema(asked[name]) | ({"description": told[name]} if name in told else {}) | _default_schema(field)
+    needed = [name for name, field in fields.items() if _default_schema(field) == {}]
+    named = ["type"] if _is_choice(cls) else []
+    return {"type": "object", "description": _doc(cls), "properties": properties, "required": named + needed, "additionalProperties": False}
+
+
+def _default_schema(field: "dataclasses.Field[Any]") -> Schema:
+    if field.default is not dataclasses.MISSING:
+        return {"default": plain(field.default)}
+    return {"default": plain(field.default_factory())} if field.default_factory is not dataclasses.MISSING else {}
+
+
+def _value_schema(asked: Any) -> Schema:
+    """What may stand for a setting of this type."""
+    if asked == DataSets:
+        return {"anyOf": [_ref("Data"), {"type": "array", "items": _ref("Data"), "minItems": 1}]}
+    if not _parts_in(asked):
+        return TypeAdapter(asked).json_schema()
+    if typing.get_origin(asked) in (typing.Union, types.UnionType):
+        return {"anyOf": [_value_schema(choice) for choice in typing.get_args(asked)]}
+    if typing.get_origin(asked) is list:
+        return {"type": "array", "items": _value_schema(typing.get_args(asked)[0])}
+    return _ref(asked.__name__)
+
+
+def _doc(cls: type[Part]) -> str:
+    """The docstring of a part, each paragraph one line."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"))
+
+
+def _told(cls: type[Part]) -> dict[str, str]:
+    """What a docstring says of single settings: `name: ...` or `name, name: ...`, up to the next of them."""
+    name = "|".join(settings_of(cls))
+    pieces = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{name})(?:, )?)+): ", " ".join(_doc(cls).split())) if name else [""]
+    return {each: text.strip() for names, text in zip(pieces[1::2], pieces[2::2], strict=True) for each in names.split(", ")}
+
+
 def main() -> None:
-    """Write all pages anew."""
+    """Write all pages and the schema anew."""
+    if not SCHEMA.exists() or SCHEMA.read_text(encoding="utf-8") != schema():
+        SCHEMA.write_text(schema(), encoding="utf-8")
+        print(f"wrote {SCHEMA.relative_to(ROOT)}")
     for page in pages():
         before = page.read_text(encoding="utf-8")
         if (after := filled(before)) != before:

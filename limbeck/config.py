@@ -23,6 +23,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from limbeck.errors import LimbeckError, RecipeError, did_you_mean
+from limbeck.settings_file import open_settings, yaml_of
+from limbeck.settings_file import read_yaml as read_yaml
 
 T = TypeVar("T")
 P = TypeVar("P", bound="Part")
@@ -81,20 +83,26 @@ def _refusing(init: Callable[..., None], cls: type) -> Callable[..., None]:
     """Turn pydantic's report into one line of our own."""
 
     @wraps(init)
-    def checked(self: object, *args: object, **kwargs: object) -> None:
+    def checked(self: object, /, *args: object, **kwargs: object) -> None:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
             first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")  # a slip explains what is missing
-            cause = first.get("ctx", {}).get("error")
-            raise cause if isinstance(cause, LimbeckError) else RecipeError(_report(first, cls)) from None
+            cause, path = first.get("ctx", {}).get("error"), _path(first, cls)
+            refused = cause if isinstance(cause, LimbeckError) else RecipeError(_report(first, path, cls))
+            raise refused.within(*path) from None
 
     return checked
 
 
-def _report(first: ErrorDetails, cls: type) -> str:
-    names = settings_of(cls)
-    where = ".".join(names[step] if place == 0 and isinstance(step, int) else str(step) for place, step in enumerate(first["loc"]))
+def _path(first: ErrorDetails, cls: type) -> tuple[str | int, ...]:
+    """Where pydantic found the fault, a setting that was given by its position under its name."""
+    loc, names = first["loc"], settings_of(cls)
+    return (names[loc[0]], *loc[1:]) if loc and isinstance(loc[0], int) and loc[0] < len(names) else loc
+
+
+def _report(first: ErrorDetails, path: tuple[str | int, ...], cls: type) -> str:
+    names, where = settings_of(cls), ".".join(map(str, path))
     if first["type"] == "unexpected_keyword_argument":
         return f'{cls.__name__} has no setting "{where}"{did_you_mean(where, names)}'
     if first["type"] == "unexpected_positional_argument":
@@ -119,8 +127,9 @@ def unwrap(value: object, cls: type[Part]) -> object:
 
 def _adopted(value: object, cls: type[Part]) -> object:
     """What a value stands for where a `cls` is asked for; a call of the class is never the name of a file or a model."""
-    called = isinstance(value, str) and value.lstrip().startswith(f"{cls.__name__}(")
-    return evaluate_expression(value, cls) if called and isinstance(value, str) else cls.adopt(value)
+    if isinstance(value, str) and value.lstrip().startswith(f"{cls.__name__}("):
+        return evaluate_expression(value, cls)
+    return cls.adopt(value)
 
 
 def build(value: object, base: type[P]) -> P:
@@ -146,7 +155,20 @@ def _from_mapping(given: dict[Any, Any], base: type[Part]) -> Part:
         return base(**settings)
     if name is None:
         raise RecipeError(f"a {base.__name__} needs its type; one of: {', '.join(base.known())}")
-    return find(str(name), base)(**settings)
+    try:
+        cls = find(str(name), base)
+    except LimbeckError as error:
+        raise error.within("type") from None
+    return cls(**settings)
+
+
+def build_file(path: Path, base: type[P]) -> P:
+    """Make the part that a YAML file spells. Whatever is wrong with it is told with the file and, where there is one, the line."""
+    file = open_settings(path)
+    try:
+        return build(file.settings, base)
+    except LimbeckError as error:
+        raise error.told_at(file.place(error.path)) from None
 
 
 def find(name: str, base: type[P]) -> type[P]:
@@ -243,28 +265,21 @@ def plain(value: Any) -> Any:
         name = cls.__name__ if Part.registry.get(cls.__name__) is cls and _is_ours(cls) else f"{cls.__module__}:{cls.__name__}"
         return {"type": name, **{name: plain(getattr(value, name)) for name in settings_of(cls)}}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        return {_text_key(key): plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in cast(list[Any], value)]
     return str(value) if isinstance(value, Path) else value
 
 
+def _text_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise RecipeError(f"the key {key!r} is no text, and files of settings have no others; write {str(key)!r}")
+    return key
+
+
 def to_yaml(value: object) -> str:
     """The YAML of a part; the order of its fields is kept."""
-    return yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=100)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a recipe file. Raises RecipeError for a file that is missing, malformed or no mapping."""
-    if not path.is_file():
-        raise RecipeError(f"there is no recipe file {path}; give a YAML file or a method's name")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds {type(found).__name__} where a mapping of settings was expected")
-    return cast(dict[str, Any], found)
+    return yaml_of(plain(value))
 
 
 def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]:

@@ -5,13 +5,29 @@ Our own mistakes are `assert`s. The command line shows a `LimbeckError` in one l
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 
 class LimbeckError(ValueError):
-    """Base of every error that a user can mend; its message is one line, whatever was quoted in it."""
+    """Base of every error that a user can mend; its message is one line, whatever was quoted in it.
+
+    path: the keys and places that lead to it in nested settings, from the outermost; it grows while the error passes outwards.
+    """
+
+    path: tuple[str | int, ...] = ()
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+    def within(self, *steps: str | int) -> Self:
+        """The same error, seen from further out: `steps` lead from there to where its path began."""
+        self.path = (*steps, *self.path)
+        return self
+
+    def told_at(self, place: str) -> Self:
+        """The same error, its message beginning with the file and line."""
+        self.args = (f"{place}: {self}",)
+        return self
 
 
 class RecipeError(LimbeckError):

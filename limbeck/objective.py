@@ -89,7 +89,7 @@ class Objective(Part):
             case Term():
                 return cls([value])
             case list():
-                return cls([build(item, Term) for item in cast(list[object], value)])
+                return cls(cast(list[Term], value))
             case Mapping() if cast(Mapping[str, object], value).get("type", "Objective") != "Objective":
                 return cls([build(cast(Mapping[str, object], value), Term)])
             case _:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from limbeck import vocabulary
-from limbeck.config import Part, build, part, plain, read_yaml, to_yaml
+from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.divergence import Divergence
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
@@ -59,8 +59,8 @@ class Recipe(Part):
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """The recipe of a YAML file. Raises RecipeError for whatever is wrong with it."""
-        return cls.of(read_yaml(Path(path)))
+        """The recipe of a YAML file. Raises LimbeckError for whatever is wrong with it, and names the line."""
+        return build_file(Path(path), cls)
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:

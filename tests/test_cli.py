@@ -65,8 +65,8 @@ def test_evaluate_prints_and_writes_figures(home, monkeypatch, capsys) -> None:
     [
         ("distill gdk", 'there is no method "gdk"; did you mean "gkd"? A recipe is a YAML file'),
         ("distill nothing.yaml", "there is no recipe file nothing.yaml; give a YAML file or a method's name"),
-        ("distill list.yaml", "list.yaml holds list where a mapping of settings was expected"),
-        ("distill broken.yaml", "broken.yaml is no YAML"),
+        ("distill list.yaml", "list.yaml holds a list where a mapping of settings was expected"),
+        ("distill broken.yaml", "broken.yaml, line 2: no YAML"),
         ("distill typo.yaml", 'Recipe has no setting "studnet"; did you mean "student"?'),
         ("distill typo.yaml --data x", "--data goes with a method"),
         ("distill kd --student student --data train.jsonl", "kd needs --teacher"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import limbeck.methods
-from limbeck.config import Part, build, import_object, override, part, plain, read_yaml, to_yaml
+from limbeck.config import Part, build, import_object, override, part, plain, to_yaml
 from limbeck.data import Data
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
 from limbeck.errors import DataError, LimbeckError, RecipeError
@@ -318,18 +318,32 @@ def test_objects_are_imported_from_the_working_folder(tmp_path: Path, monkeypatc
     assert import_object("own_function_here:f")() == 7
 
 
-@pytest.mark.parametrize("text, said", [("- a\n- b", "holds list"), ("a: [1", "is no YAML"), ("", "holds NoneType"), ("a: b: c\n", "is no YAML")])
-def test_a_file_that_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(RecipeError) as caught:
-        read_yaml(path)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    "spelling, base, path",
+    [
+        ({"student": "a", "source": {"type": "Mix", "fraction": "x", "first": 1}}, Recipe, ("source", "fraction")),
+        ({"student": "a", "source": {"type": "Corpus", "data": ["a", {"path": "a", "wieght": 1}]}}, Recipe, ("source", "data", 1, "wieght")),
+        ({"objective": ["JSD", {"type": "JDS"}], "student": "a", "source": "Corpus('a')"}, Recipe, ("objective", "terms", 1, "type")),
+        ({"objective": {"type": "JSD", "bta": 1}, "student": "a", "source": "Corpus('a')"}, Recipe, ("objective", "bta")),
+        (["JSD", "JSD"], Objective, ()),
+        ("Corpus('a', sequences='x')", Source, ("sequences",)),
+        ("Corpus('a', 'x')", Source, ("sequences",)),
+    ],
+)
+def test_an_error_knows_its_place(spelling: object, base: type[Part], path: tuple[str | int, ...]) -> None:
+    with pytest.raises(LimbeckError) as caught:
+        build(spelling, base)
+    assert caught.value.path == path
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="there is no recipe file"):
-        read_yaml(tmp_path / "none.yaml")
+@pytest.mark.parametrize("spelling", [{"model": "a", "self": 1}, {"model": "a", "cls": 1}])
+def test_no_key_is_taken_for_an_argument_of_ours(spelling: object) -> None:
+    assert "Local has no setting" in refused({"type": "Local", **spelling}, Teacher)
+
+
+def test_keys_that_no_file_would_give_back_are_refused() -> None:
+    with pytest.raises(RecipeError, match="the key 1 is no text, and files of settings have no others; write '1'"):
+        to_yaml(Data("a", template_arguments={"a": {1: 2}}))
 
 
 def test_live_attributes_are_no_settings() -> None:

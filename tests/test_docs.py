@@ -1,6 +1,7 @@
 """The pages say what the program says, and every example in them runs, on toys under the names that the examples use."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -10,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import toys
 import yaml
 from typer.testing import CliRunner
 
 from limbeck.cli import app
-from limbeck.config import Part, settings_of
+from limbeck.config import Part, read_yaml, settings_of
+from limbeck.errors import LimbeckError
+from limbeck.methods import named
 from limbeck.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +80,92 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_index_leads_to_every_page() -> None:
     found = set(LINK.findall((ROOT / "docs" / "index.md").read_text()))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} <= found
+
+
+def test_the_schema_is_fresh() -> None:
+    assert docs.SCHEMA.read_text() == docs.schema(), f"{docs.SCHEMA.name} is stale: run make docs"
+
+
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    found = json.loads(docs.SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
+
+
+@pytest.mark.parametrize("method, given", [(method, given) for method, several in docs.EXAMPLES.items() for given in several])
+def test_the_schema_allows_every_method(method: str, given: dict[str, str], schema: jsonschema.Draft202012Validator, tmp_path: Path) -> None:
+    teacher = {"teacher": "teacher"} if method != "sft" else {}
+    (tmp_path / "recipe.yaml").write_text(named(method, student="student", **teacher, **given).yaml)
+    schema.validate(read_yaml(tmp_path / "recipe.yaml"))
+
+
+WHOLE: dict[str, Any] = {"student": {"model": "s"}, "source": {"type": "Corpus", "data": "a"}, "teacher": {"type": "Local", "model": "t"}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"student": "s", "source": "Corpus('a')", "teacher": "Local('t')", "objective": "ForwardKL() + 0.5 * JSD()"},
+        {"student": {"type": "Student", "model": "s", "lora": {"rank": 4, "targets": ["q"]}, "quantization": "4bit"}},
+        {"source": {"type": "Corpus", "data": ["a", {"path": "b", "weight": 2, "template_arguments": {"x": [1]}}]}},
+        {"source": {"type": "Mix", "fraction": 1, "first": "OnPolicy('p')", "second": {"type": "Corpus", "data": "a"}},
+         "objective": {"type": "JSD", "weight": 2, "writer": "student"}},
+        {"objective": ["JSD", {"type": "ForwardKL", "temperature": 2}]},
+        {"objective": {"type": "Objective", "terms": ["JSD"]}},
+        {"objective": {"type": "my_terms:Power", "power": 1.5}, "teacher": {"type": "my.teachers:Own"}},
+        {"evaluations": [{"type": "Likelihood", "data": "a", "sampling": {"max_tokens": 3}}], "evaluate_every": None},
+    ],
+)  # fmt: skip
+def test_the_schema_allows_what_a_recipe_allows(changed: dict[str, Any], schema: jsonschema.Draft202012Validator) -> None:
+    schema.validate(WHOLE | changed)
+    if ":" not in str(changed.get("teacher")):
+        assert Recipe.of(WHOLE | changed)
+
+
+@pytest.mark.parametrize(
+    "changed, where",
+    [
+        ({"stepps": 10}, []),
+        ({"steps": "many"}, ["steps"]),
+        ({"steps": 1.5}, ["steps"]),
+        ({"keep": "worst"}, ["keep"]),
+        ({"trackers": ["wanda"]}, ["trackers", 0]),
+        ({"student": {"model": "s", "optimizer": {"lerning_rate": 1}}}, ["student"]),
+        ({"student": {"type": "Local", "model": "s"}}, ["student"]),
+        ({"student": {"dtype": "float32"}}, ["student"]),
+        ({"source": {"type": "Copus", "data": "a"}}, ["source"]),
+        ({"source": {"data": "a"}}, ["source"]),
+        ({"source": {"type": "Corpus", "data": {"path": "a", "wieght": 1}}}, ["source"]),
+        ({"source": {"type": "Corpus"}}, ["source"]),
+        ({"teacher": {"type": "JSD"}}, ["teacher"]),
+        ({"teacher": ["Local('t')"]}, ["teacher"]),
+        ({"objective": []}, ["objective"]),
+        ({"objective": [{"type": "JSD", "beta": "half"}]}, ["objective"]),
+        ({"objective": {"type": "my terms", "power": 1.5}}, ["objective"]),
+        ({"evaluations": "Likelihood('a')"}, ["evaluations"]),
+        ({"source": None}, ["source"]),
+    ],
+)
+def test_the_schema_marks_what_is_wrong_and_so_does_the_recipe(
+    changed: dict[str, Any], where: list[Any], schema: jsonschema.Draft202012Validator
+) -> None:
+    assert [list(error.absolute_path) for error in schema.iter_errors(WHOLE | changed)] == [where]
+    with pytest.raises(LimbeckError):
+        Recipe.of(WHOLE | changed)
+
+
+def test_the_schema_knows_every_setting_its_default_and_its_meaning() -> None:
+    found = json.loads(docs.SCHEMA.read_text())
+    student = next(each for each in found["$defs"]["Student"]["anyOf"] if "properties" in each)
+    assert student["properties"]["lora"]["description"] == "train adapters instead of the weights."
+    assert found["properties"]["save_every"]["description"].startswith("in steps;")
+    assert found["properties"]["steps"] == {"type": "integer", "default": 100}
+    assert found["$defs"]["Likelihood"]["properties"]["sampling"]["default"]["max_tokens"] == 64
+    for part in docs.parts():
+        spelt = [found, found["$defs"].get(part.__name__, {}), *found["$defs"].get(part.__name__, {}).get("anyOf", [])]
+        own = next(each for each in spelt if each.get("properties", {}).get("type", {}).get("const") == part.__name__)
+        assert list(own["properties"]) == ["type", *settings_of(part)] and own["description"] and not own["additionalProperties"]
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
-    {"errors", "files", "config", "progress"},
+    {"errors", "files", "settings_file", "config", "progress", "lazy"},
     {"data", "head", "targets", "batch", "vocabulary"},
-    {"objective", "divergence", "reward"},
-    {"models", "generate", "adapters", "optimizer", "prune", "distributed"},
+    {"objective", "divergence", "reward", "loss"},
+    {"machine", "models", "generate", "adapters", "optimizer", "prune", "distributed"},
     {"student", "teachers", "sources", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train"},
     {"report", "quickstart", "cli", "__main__"},
