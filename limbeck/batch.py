@@ -57,7 +57,7 @@ class Batch:
     `tokens_T` each completion token stands; never at the start of a sequence, since nothing predicts that one.
     writers_N: uint8, see WRITERS. logp_N: float32, nats, the log-probability of each token under the model that wrote
     it, before temperature and top-p; NaN where unknown. credit_B: float32, reward less its baseline, put there by the
-    source before any cut. columns_B: what else the rows of the data said.
+    source before any cut. columns_B: what else the rows of the data said. left_out: rows that the source drew and could not use.
     """
 
     tokens_T: Tensor
@@ -68,6 +68,7 @@ class Batch:
     columns_B: list[dict[str, Any]]
     credit_B: Tensor | None = None
     said: Targets | None = None
+    left_out: int = 0
 
     @staticmethod
     def of(texts: Sequence[Text], writer: str) -> "Batch":
@@ -143,6 +144,10 @@ class Batch:
         A sequence longer than that is a part of its own. The parts hold every sequence once, longest first, so that the
         pass that needs most memory comes first.
         """
+        return [self.select(cut) for cut in self.cuts(tokens_per_pass)]
+
+    def cuts(self, tokens_per_pass: int) -> list[list[int]]:
+        """Which sequences stand in each part of `split`."""
         order = cast(list[int], torch.argsort(self.lengths_B, descending=True, stable=True).tolist())
         cuts: list[list[int]] = []
         for b in order:
@@ -150,7 +155,7 @@ class Batch:
                 cuts[-1].append(b)
             else:
                 cuts.append([b])
-        return [self.select(cut) for cut in cuts]
+        return cuts
 
 
 def _starts(lengths: list[int]) -> list[int]:

@@ -1,21 +1,42 @@
-"""Saving where a run stands, and going on from there. Safetensors and JSON; a folder is there whole or not at all."""
+"""Saving where a run stands, and going on from there. Safetensors and JSON; a folder is there whole or not at all.
+
+Where ranks hold shares of the weights, each writes its own (`state-0-of-2.safetensors`, cut along the first axis); any
+number of ranks reads them back.
+"""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from limbeck import distributed
 from limbeck.errors import CheckpointError
 from limbeck.files import new_folder, read_json, write_json
-from limbeck.lazy import Tensor
+from limbeck.lazy import Tensor, torch
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint, atomically."""
+    """Write a checkpoint, atomically; every rank must call."""
     from safetensors.torch import save_file
 
-    with new_folder(folder) as work:
-        save_file(_apart(tensors), work / "state.safetensors")
-        write_json(work / "state.json", state)
+    with new_folder(folder) if distributed.rank() == 0 else nullcontext() as made:
+        work = Path(str(distributed.gathered(made)[0]))
+        if distributed.is_sharded():
+            name = f"state-{distributed.rank()}-of-{distributed.ranks()}.safetensors"
+            save_file(_apart({name: _share(tensor) for name, tensor in tensors.items()}), work / name)
+        elif distributed.rank() == 0:
+            save_file(_apart(tensors), work / "state.safetensors")
+        if distributed.rank() == 0:
+            write_json(work / "state.json", state)
+        distributed.wait()
+    distributed.wait()
+
+
+def _share(tensor: Any) -> Tensor:
+    """What this rank holds of a tensor; of one that all hold, the first rank has it and the others nothing."""
+    if distributed.is_share(tensor):
+        return tensor.to_local()
+    return tensor if distributed.rank() == 0 else torch.empty(0)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -29,14 +50,29 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint. Raises CheckpointError for one that is damaged."""
+    """Read a checkpoint, its tensors whole. Raises CheckpointError for one that is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / "state.safetensors"), read_json(folder / "state.json")
-    except (OSError, SafetensorError, ValueError) as error:
+        shares = [load_file(path) for path in _files(folder)]
+        return {name: _joined([share[name] for share in shares]) for name in shares[0]}, read_json(folder / "state.json")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint {folder} cannot be read ({error}); remove it to go on from the one before") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """The file of a checkpoint, or those of all its ranks in their order."""
+    found = sorted(folder.glob("state-*-of-*.safetensors"), key=lambda path: int(path.name.split("-")[1]))
+    ranks = int(found[0].stem.split("-")[3]) if found else 0
+    if len(found) != ranks:
+        raise ValueError(f"{len(found)} of {ranks} shares are there")
+    return found or [folder / "state.safetensors"]
+
+
+def _joined(shares: list[Tensor]) -> Tensor:
+    filled = [share for share in shares if share.numel()]
+    return cast(Tensor, torch.cat(filled)) if len(filled) > 1 else (filled or shares)[0]
 
 
 def steps(folder: Path) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limbeck.errors import LimbeckError, RecipeError, did_you_mean
+from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
@@ -129,7 +129,10 @@ def main() -> None:
         app()
     except LimbeckError as error:
         print(f"limbeck: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(128 + error.number if isinstance(error, Stopped) else 2)
+    except KeyboardInterrupt:
+        print("limbeck: stopped at once; what was saved before is there", file=sys.stderr)
+        sys.exit(130)
 
 
 def _quiet() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from limbeck.config import Part, part
 from limbeck.errors import DataError
+from limbeck.privacy import expanded
 
 Row = Mapping[str, Any]
 
@@ -59,12 +60,12 @@ class Data(Part):
         return found
 
     def _read(self) -> Sequence[Row]:
-        return list(read_jsonl_rows(Path(self.path))) if self._is_jsonl() else cast(Sequence[Row], self._datasets(streaming=False))
+        return list(read_jsonl_rows(expanded(self.path))) if self._is_jsonl() else cast(Sequence[Row], self._datasets(streaming=False))
 
     def stream(self) -> Iterator[Row]:
         """The rows one after the other, as the set is ordered, never all in memory."""
         if self._is_jsonl():
-            yield from read_jsonl_rows(Path(self.path))
+            yield from read_jsonl_rows(expanded(self.path))
             return
         try:
             yield from self._datasets(streaming=True)
@@ -75,7 +76,7 @@ class Data(Part):
 
     def _is_jsonl(self) -> bool:
         """Whether we read it ourselves. Raises DataError for a file that is not there."""
-        path = Path(self.path)
+        path = expanded(self.path)
         if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
             raise DataError(f"there is no file {self.path}; give a JSONL or Parquet file, or a name on the hub")
         return path.suffix in (".jsonl", ".json")
@@ -83,7 +84,7 @@ class Data(Part):
     def _datasets(self, streaming: bool) -> Any:
         import datasets  # heavy, and not needed for JSONL
 
-        path = Path(self.path)
+        path = expanded(self.path)
         try:
             if path.suffix == ".parquet":
                 return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)

@@ -1,22 +1,173 @@
-"""What the ranks of a job have in common. One process is a job of one rank."""
+"""What the ranks of a job have in common, and how a model lies on them. One process is a job of one rank.
 
-from limbeck.lazy import torch
+`accelerate launch` or `torchrun` start the ranks. Each has a copy of the models (DDP), or, where FSDP is asked for
+(`accelerate launch --use_fsdp --fsdp_version 2`), a share of each layer (FSDP2).
+"""
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from limbeck.batch import Batch
+from limbeck.errors import LimbeckError
+from limbeck.lazy import Tensor, torch
+
+T = TypeVar("T")
+
+
+def start() -> None:
+    """Join the other ranks, where a launcher started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
+        return
+    from accelerate import PartialState
+
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise LimbeckError("FSDP 1 was asked for, and only FSDP 2 is known; give accelerate launch --fsdp_version 2")
+    PartialState()
+
+
+def _is_started() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.distributed.is_initialized()
 
 
 def rank() -> int:
     """Which of the ranks this is."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return torch.distributed.get_rank() if _is_started() else 0
 
 
 def ranks() -> int:
     """How many there are."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return torch.distributed.get_world_size() if _is_started() else 1
 
 
-def sum_over_ranks(values: list[float]) -> list[float]:
+def is_sharded() -> bool:
+    """Whether each rank is to hold a share of the models only."""
+    return ranks() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Each value summed over all ranks, in float64."""
     if ranks() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64)
+        return list(values)
+    from limbeck.machine import device
+
+    total = torch.tensor(values, dtype=torch.float64, device=device())
     torch.distributed.all_reduce(total)
     return total.tolist()
+
+
+def gathered(value: T) -> list[T]:
+    """What each rank has, in their order."""
+    if ranks() == 1:
+        return [value]
+    found: list[Any] = [None] * ranks()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def wait() -> None:
+    """Go on when all ranks are here."""
+    gathered(None)
+
+
+def evenly(parts: list[Batch]) -> list[Batch]:
+    """As many parts on every rank, empty ones too: the ranks meet in every pass."""
+    most = max(gathered(len(parts)))
+    nothing = parts[0].select([]) if parts and len(parts) < most else None
+    return parts + [nothing or Batch.of([], "corpus")] * (most - len(parts))
+
+
+class Passes:
+    """A model's passes, each made as one forward of a module, so that whoever copies or shards it has it whole when it is needed."""
+
+    def __init__(self, model: Any, learns: bool) -> None:
+        self._module: Any = _wrapped(model)
+        self._copies: Any = None
+        self._learns = learns
+        if is_sharded():
+            _shard(self._module, model.causal)
+        elif ranks() > 1 and learns:
+            self._copies = torch.nn.parallel.DistributedDataParallel(self._module, broadcast_buffers=False)
+
+    def run(self, work: Callable[[Any], T]) -> T:
+        """Do something with the model."""
+        found = self._module(work)
+        if is_sharded() and self._learns:  # the group of embedding and head stays whole without a backward pass, and would miss the next step
+            self._module.reshard()
+        return found
+
+    def run_whole(self, work: Callable[[Any], T]) -> T:
+        """Do something with the model, all its weights here: as in writing, whose passes differ between ranks."""
+
+        def all_here(model: Any) -> T:
+            with self._whole():
+                return work(model)
+
+        return self.run(all_here)
+
+    def learn(self, work: Callable[[Any], tuple[Tensor, T]], last: bool) -> T:
+        """Do something that gives a loss first, and its backward pass; ranks average their gradients, copies in the `last` pass of a step."""
+        copies = self._copies
+        with copies.no_sync() if copies is not None and not last else nullcontext():
+            loss, other = (copies or self._module)(work)
+            loss.backward()
+        return other
+
+    @contextmanager
+    def _whole(self) -> Generator[None]:
+        if not is_sharded():
+            yield
+            return
+        shards = [each for each in self._module.modules() if hasattr(each, "unshard")]
+        for each in shards:
+            each.set_reshard_after_forward(False, recurse=False)
+            each.unshard()
+        try:
+            yield
+        finally:
+            for each in shards:
+                each.reshard()
+                each.set_reshard_after_forward(each is not self._module, recurse=False)
+
+
+def _wrapped(model: Any) -> Any:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = model.module
+
+        def forward(self, work: Callable[[Any], Any]) -> Any:
+            return work(model)
+
+    return Wrapped()
+
+
+def _shard(module: Any, causal: Any) -> None:
+    """Shard each layer by itself; embedding, head and all the rest are one group, whole from a pass's beginning to its end."""
+    from torch.distributed.fsdp import fully_shard
+
+    layers = set(causal._no_split_modules or [])
+    for each in list(causal.modules()):
+        if type(each).__name__ in layers:
+            fully_shard(each, reshard_after_forward=True)
+    fully_shard(module, reshard_after_forward=False)
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is one of which each rank holds a share."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole_tensor(tensor: Any) -> Tensor:
+    """All of a tensor, of which this rank may hold a share; every rank must ask."""
+    return tensor.full_tensor() if is_share(tensor) else tensor
+
+
+def share_like(whole: Tensor, like: Any) -> Tensor:
+    """This rank's share of a tensor that it has whole, laid out as `like` is."""
+    if not is_share(like) or whole.shape != like.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -58,6 +58,14 @@ class CheckpointError(LimbeckError):
     """A run folder or checkpoint that cannot be continued from."""
 
 
+class Stopped(LimbeckError):
+    """A run was asked to stop, and did; what was done is saved. `number` is the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean "x"?`, or the list of what is known when nothing is near."""
     names = sorted(known)

@@ -1,7 +1,9 @@
 """The one place that writes files: a reader sees the old file or the new one, never half of either."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -9,8 +11,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import LimbeckError
 
-def _sync(path: Path) -> None:
+UNDONE = ".undone"
+"""How the name of a file or folder ends while it is being written."""
+
+
+TODO = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EACCES: "make it writable, or give another folder",
+    errno.EPERM: "make it writable, or give another folder",
+    errno.EROFS: "give a folder that can be written to",
+}
+"""What to do about a write that fails."""
+
+
+@contextmanager
+def _one_line(path: Path) -> Generator[None]:
+    """Say in one line what stands in the way of writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritten(path, error.errno or 0, error.strerror or str(error)) from error
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors says it
+        if found is None:
+            raise
+        raise _unwritten(path, int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _unwritten(path: Path, number: int, reason: str) -> LimbeckError:
+    return LimbeckError(f"cannot write {path}: {reason}; {TODO.get(number, 'see to it')}, and the same command goes on from what is saved")
+
+
+def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's entries, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -21,8 +57,13 @@ def _sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, atomically."""
+    with _one_line(path):
+        _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNDONE)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -33,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -48,7 +89,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line to a log; a torn last line of a killed process is mended by `read_jsonl`."""
-    with path.open("a", encoding="utf-8") as file:
+    with _one_line(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
 
@@ -69,13 +110,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 @contextmanager
 def new_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends well, replacing what was there."""
+    with _one_line(path), _new_folder(path) as work:
+        yield work
+
+
+@contextmanager
+def _new_folder(path: Path) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNDONE))
     try:
         yield work
         os.chmod(work, 0o755)
         for file in work.rglob("*"):
-            _sync(file)
+            sync(file)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".old.{path.name}."))
             os.replace(path, old / path.name)
@@ -83,7 +130,13 @@ def new_folder(path: Path) -> Generator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(work, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written below a folder; nobody else may be writing there."""
+    for path in [*folder.rglob(f".*{UNDONE}")]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

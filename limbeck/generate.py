@@ -104,7 +104,7 @@ def write(
     for start in range(0, len(order), at_once):
         some = order[start : start + at_once]
         draws = np.stack([uniforms(seed, step, rows[n], sampling.max_tokens) for n in some])
-        with torch.no_grad():
+        with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
             _write_together(model, [prompts[n] for n in some], sampling, draws, [written[n] for n in some], told)
     return written
 

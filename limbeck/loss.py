@@ -10,7 +10,7 @@ each block's gradient is written where its logits were.
 # (torch leaves Function.apply half typed)
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -36,6 +36,11 @@ class Outputs:
 
     hidden_ND: Tensor
     head: Head
+
+    def apart(self) -> "Outputs":
+        """The same with a head of its own, for when the model's may go away."""
+        bias_V = None if self.head.bias_V is None else self.head.bias_V.clone()
+        return replace(self, head=replace(self.head, weight_VD=self.head.weight_VD.clone(), bias_V=bias_V))
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

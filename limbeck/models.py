@@ -18,6 +18,7 @@ from limbeck.errors import ModelError, VocabularyError
 from limbeck.head import Head
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
+from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
 
 disable_progress_bar()  # loading takes seconds; what takes long is shown by progress.py
@@ -28,6 +29,8 @@ def padded(batch: Batch) -> tuple[Tensor, Tensor]:
 
     Row n of hidden states is taken one position before completion token n: this is the one shift of the program.
     """
+    if not len(batch):  # a rank without rows goes through the same motions: one token that nothing is asked of
+        return torch.zeros(1, 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     ids_BS = torch.nn.utils.rnn.pad_sequence(batch.sequences(), batch_first=True)
     sequence_N = batch.sequence_N
     return ids_BS, sequence_N * ids_BS.shape[1] + (batch.places_N - batch.starts_B[sequence_N]) - 1
@@ -166,12 +169,12 @@ def open_vocabulary(name: str, opening: Opening) -> Vocabulary:
 
 def _place(name: str) -> dict[str, str]:
     """How transformers is told where a model lies."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no GGUF file {name}; give a file, a folder or a name on the hub")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if (path.is_absolute() or name.startswith((".", "~"))) and not path.exists():
+    if (path.is_absolute() or name.startswith(".")) and not path.exists():
         raise ModelError(f"there is no folder {name}; give a folder, a GGUF file or a name on the hub")
     return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
 

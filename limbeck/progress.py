@@ -1,5 +1,6 @@
 """Showing long work: what is going on, how fast, how long still. A bar in a terminal, a line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -36,12 +37,13 @@ class Progress:
 
     def _line(self) -> None:
         self.shown = time.monotonic()
-        print(f"{self.what}: {self.done}/{self.total}  {self._status()}", file=sys.stderr, flush=True)
+        if not _is_quiet():
+            print(f"{self.what}: {self.done}/{self.total}  {self._status()}", file=sys.stderr, flush=True)
 
     @contextmanager
     def showing(self) -> Iterator["Progress"]:
         """Show it for as long as the block lasts."""
-        if not sys.stderr.isatty():
+        if _is_quiet() or not sys.stderr.isatty():
             yield self
             self._line()
             return
@@ -49,6 +51,11 @@ class Progress:
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, status="")
             yield self
         self._bar = None
+
+
+def _is_quiet() -> bool:
+    """Of several ranks the first speaks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _bar() -> Any:

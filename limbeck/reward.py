@@ -25,7 +25,7 @@ def group_credit(reward_B: Tensor, group: int) -> Tensor:
     Departs from GRPO (arXiv 2402.03300): 1) no division by the group's deviation, which favours prompts that are nearly
     always or nearly never answered well (arXiv 2503.20783).
     """
-    groups = reward_B.view(-1, group)
+    groups = reward_B.view(len(reward_B) // group, group)
     return (groups - groups.mean(1, keepdim=True)).flatten()
 
 
@@ -35,9 +35,12 @@ class RunningBaseline:
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
 
-    def credit(self, reward_B: Tensor) -> Tensor:
-        """Reward less the mean of those before this batch [B]; in the first batch, less its own mean."""
-        mean = self.total / self.count if self.count else float(reward_B.mean())
-        self.total += float(reward_B.sum())
-        self.count += len(reward_B)
+    def credit(self, reward_B: Tensor, total: float, count: int) -> Tensor:
+        """Reward less the mean of those before this step [B]; in the first step, less its own mean.
+
+        total, count: of all rewards of the step, over all ranks.
+        """
+        mean = self.total / self.count if self.count else total / max(1, count)
+        self.total += total
+        self.count += count
         return reward_B - torch.tensor(mean, dtype=reward_B.dtype)

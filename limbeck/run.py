@@ -8,21 +8,27 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 from limbeck import checkpoint, distributed
 from limbeck.batch import Batch
-from limbeck.config import plain, read_yaml, to_yaml
-from limbeck.errors import CheckpointError
-from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
+from limbeck.config import read_yaml, to_yaml
+from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped
+from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, sweep, sync, write_json, write_jsonl, write_text
+from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.lazy import Tensor
+from limbeck.machine import is_out_of_memory
 from limbeck.objective import Objective, counted
+from limbeck.privacy import shareable
 from limbeck.progress import Progress
+from limbeck.settings_file import parsed_yaml
 from limbeck.trackers import Trackers
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -59,22 +65,53 @@ class Run:
     """The folder of one run, and where in it we are."""
 
     def __init__(self, out: Path | str, recipe: Any) -> None:
+        distributed.start()
         self.out, self.recipe = Path(out), recipe
         self.ranks, self.rank = distributed.ranks(), distributed.rank()
+        self.leads = self.rank == 0
+        """Whether this rank writes the files; all others only know what is in them."""
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
-        self._tally, self._source = Tally(recipe.objective), None
+        self.tokens_per_pass = recipe.tokens_per_pass
+        self._tally, self._left_out = Tally(recipe.objective), 0
+        self._student: Any = None
+        self._source: Any = None
+        self._source_state = dict[str, Any]()
+        self._evaluations = dict[str, Any]()
         self._progress: Progress | None = None
-        self._trackers = Trackers(recipe.trackers, self.out)
-        self._claim()
+        self._interrupts = Interrupts(patient=self.ranks > 1)
+        self._trackers = Trackers(recipe.trackers if self.leads else [], self.out)
+        if self.leads:
+            self._claim()
 
     def __enter__(self) -> Self:
+        self._interrupts.__enter__()
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        """Let others have the folder."""
-        self._trackers.close()
-        self._lock.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Save where we stand if somebody asked us to stop, and let others have the folder."""
+        try:
+            if isinstance(error, Interrupted):
+                raise self._saved_and_left(error.number) from None
+            if isinstance(error, BaseException) and is_out_of_memory(error):
+                where = f"after {self.first} steps, outside of a pass" if self._student else "while the models were opened"
+                raise LimbeckError(f"out of memory {where}; lower sequences or max_tokens, or take smaller models") from error
+        finally:
+            self._interrupts.__exit__()
+            self._trackers.close()
+            if self.leads:
+                self._lock.close()
+
+    def _saved_and_left(self, number: int) -> Stopped:
+        """Save the weights as the last whole step left them; what to say of it."""
+        name, go_on = signal.Signals(number).name, "the same command goes on from there"
+        if self._student is None:
+            return Stopped(f"{self.out}: stopped by {name} before the first step; {go_on}", number)
+        if self.finished:
+            return Stopped(f"{self.out}: stopped by {name}; the run is finished", number)
+        if self.first not in checkpoint.steps(self.out / "checkpoints"):
+            self.save(self._student)
+        return Stopped(f"{self.out}: stopped by {name} after {self.first} of {self.recipe.steps} steps, which are saved; {go_on}", number)
 
     def _claim(self) -> None:
         """Take the folder for ourselves, and see that it is this recipe's."""
@@ -87,26 +124,39 @@ class Run:
             raise CheckpointError(f"{self.out} is in use by another process; wait for it, or give another --out") from None
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.out} ({error.strerror}); give another --out") from None
-        known = self.out / "recipe.yaml"
-        if known.exists() and (found := _difference(read_yaml(known), plain(self.recipe))):
+        known, asked = self.out / "recipe.yaml", shareable(to_yaml(self.recipe))
+        if known.exists() and (found := _difference(read_yaml(known), parsed_yaml(asked))):
             self._lock.close()
             raise CheckpointError(f"{self.out} holds a run of another recipe ({found}); give another --out, or remove it")
-        write_text(known, to_yaml(self.recipe))
+        sweep(self.out)
+        write_text(known, asked)
 
     def attach(self, student: Any, source: Any) -> None:
         """Put student and source where the newest checkpoint left them, and cut the logs back to it."""
-        self._source = source
+        distributed.wait()  # the leader has the folder
         places = checkpoint.steps(self.out / "checkpoints")
         if places:
             tensors, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", places[-1]))
             student.restore(tensors)
             source.restore(state["source"])
             self.first, self.best, self.stopped = state["step"], state["best"], state["stopped"]
+            known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}
+            self._evaluations = {step: found for step, found in known.items() if int(step) <= self.first}
+        distributed.wait()
+        if self.leads:
+            self._cut_logs(bool(places))
+        self._student, self._source, self._source_state = student, source, source.state()
+
+    def _logs(self) -> list[Path]:
+        return [self.out / name for name in LOGS if (self.out / name).exists()]
+
+    def _cut_logs(self, resumed: bool) -> None:
+        """Leave what the steps so far wrote; an evaluation counts when it has reached evaluations.json, which is written last."""
         for name in LOGS:
-            rows = [row for row in read_jsonl(self.out / name) if places and row["step"] <= self.first]
-            write_jsonl(self.out / name, rows)
-        if (known := self.out / "evaluations.json").exists():
-            write_json(known, {step: found for step, found in read_json(known).items() if places and int(step) <= self.first})
+            rows = [row for row in read_jsonl(self.out / name) if resumed and row["step"] <= self.first]
+            write_jsonl(self.out / name, [row for row in rows if "evaluation" not in row or str(row["step"]) in self._evaluations])
+        if (self.out / "evaluations.json").exists():
+            write_json(self.out / "evaluations.json", self._evaluations)
 
     def provenance(self, student: dict[str, Any], teacher: dict[str, Any] | str) -> None:
         """Write what this run is made of, and say the main of it."""
@@ -121,7 +171,9 @@ class Run:
             "student": student,
             "teacher": teacher,
         }
-        write_text(self.out / "provenance.json", json.dumps(facts, indent=2).replace(str(Path.home()), "~") + "\n")
+        if not self.leads:
+            return
+        write_text(self.out / "provenance.json", shareable(json.dumps(facts, indent=2)) + "\n")
         said = teacher if isinstance(teacher, str) else f"{teacher['model']} in {teacher['arithmetic']}"
         print(f"{self.out.name}: teacher {said}; student {student['model']} in {student['arithmetic']}", file=sys.stderr)
 
@@ -131,46 +183,80 @@ class Run:
         start, self._progress = self.first, Progress(self.out.name, total, self.first)
         with self._progress.showing():
             for step in range(start, total):
-                if limit is not None and step > start and time.monotonic() - began > 60 * limit:
+                late = limit is not None and step > start and time.monotonic() - began > 60 * limit
+                ranks_late, ranks_asked = distributed.sum_over_ranks([late, self._interrupts.asked is not None])
+                if ranks_asked:
+                    raise Interrupted(self._interrupts.asked or signal.SIGTERM)
+                if ranks_late:
                     self.stopped = f"the time limit of {limit} minutes, after {step} steps"
                 if self.stopped:
                     return
                 self._step_began = time.monotonic()
                 yield step
-                self.first = step + 1
 
-    def sum(self, count: int) -> float:
-        """A count over all ranks."""
-        return distributed.sum_over_ranks([float(count)])[0]
+    def count(self, batch: Batch) -> int:
+        """Completion tokens of a step over all ranks. Raises DataError where there are none."""
+        total, left_out = distributed.sum_over_ranks([len(batch.places_N), batch.left_out])
+        why = f"left out {int(left_out)} rows ({self.recipe.source.leaves_out})"
+        if not total:
+            raise DataError(f"step {self.first + 1}: nothing to learn from; {why}")
+        if left_out and not self._left_out and self.leads:
+            print(f"{self.out.name}: step {self.first + 1} {why}; metrics.jsonl counts them", file=sys.stderr)
+        self._left_out += int(left_out)
+        self._step_left_out = int(left_out)
+        return int(total)
+
+    def cut_smaller(self, student: Any, error: BaseException) -> None:
+        """Make ready for the same step in passes of half the size. Raises LimbeckError where that was done before, or ranks wait."""
+        size = self.tokens_per_pass
+        if self.ranks > 1 or size < self.recipe.tokens_per_pass:
+            raise LimbeckError(f"out of memory in passes of {size} tokens; lower tokens_per_pass or max_tokens, or checkpoint activations") from error
+        self.tokens_per_pass = max(1, size // 2)
+        self._tally = Tally(self.recipe.objective)
+        student.forget()
+        print(f"{self.out.name}: out of memory in passes of {size} tokens; going on with {self.tokens_per_pass}", file=sys.stderr)
 
     def add(self, nats: dict[str, Tensor], batch: Batch) -> None:
         """Count one pass of the step."""
         self._tally.add(nats, batch)
 
+    @contextmanager
+    def undivided(self) -> Generator[None]:
+        """Whoever asks us to stop waits for the end of the block: weights and log move together."""
+        with self._interrupts.held():
+            yield
+
     def log_step(self, step: int, moved: dict[str, float]) -> None:
-        """Write a line of metrics for the step just made, and one of timings."""
+        """Write a line of metrics for the step just made, and one of timings; from here on it counts as done."""
         figures = self._tally.figures()
         self._tally = Tally(self.recipe.objective)
         seconds = time.monotonic() - self._step_began
+        self.first, self._source_state = step + 1, self._source.state()
+        if not self.leads:
+            return
+        figures |= {"left_out": self._step_left_out} if self._step_left_out else {}
         append_jsonl(self.out / "metrics.jsonl", {"step": step + 1, **figures, **moved})
         self._trackers.log({**figures, **moved}, step + 1)
         append_jsonl(self.out / "timings.jsonl", {"step": step + 1, "seconds": seconds, "tokens_per_second": figures["tokens"] / seconds})
         if self._progress:
             self._progress.advance(1, int(figures["tokens"]), f"{figures['loss_nats']:.3f} nats")
 
-    def log_evaluation(self, step: int, found: dict[str, dict[str, Any]]) -> None:
-        """Write what an evaluation found after `step` steps: figures to metrics and evaluations.json, texts to samples."""
+    def log_evaluation(self, found: dict[str, dict[str, Any]]) -> None:
+        """Write what an evaluation found where we stand: figures to metrics and evaluations.json, texts to samples."""
+        with self.undivided():
+            figures = {name: {k: v for k, v in each.items() if k != "samples"} for name, each in found.items()}
+            self._evaluations[str(self.first)] = figures
+            self._watch(self.first, found)
+            if self.leads:
+                self._write_evaluation(found, figures)
+
+    def _write_evaluation(self, found: dict[str, dict[str, Any]], figures: dict[str, dict[str, Any]]) -> None:
         for name, evaluation in found.items():
-            samples = evaluation.get("samples", [])
-            figures = {key: value for key, value in evaluation.items() if key != "samples"}
-            append_jsonl(self.out / "metrics.jsonl", {"step": step, "evaluation": name, **figures})
-            self._trackers.log({f"{name}/{key}": value for key, value in figures.items()}, step)
-            for sample in samples:
-                append_jsonl(self.out / "samples.jsonl", {"step": step, "evaluation": name, **sample})
-        known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}
-        known[str(step)] = {n: {k: v for k, v in e.items() if k != "samples"} for n, e in found.items()}
-        write_json(self.out / "evaluations.json", known)
-        self._watch(step, found)
+            append_jsonl(self.out / "metrics.jsonl", {"step": self.first, "evaluation": name, **figures[name]})
+            self._trackers.log({f"{name}/{key}": value for key, value in figures[name].items()}, self.first)
+            for sample in evaluation.get("samples", []):
+                append_jsonl(self.out / "samples.jsonl", {"step": self.first, "evaluation": name, **sample})
+        write_json(self.out / "evaluations.json", self._evaluations)  # last: with it the evaluation counts
 
     def _watch(self, step: int, found: dict[str, dict[str, Any]]) -> None:
         """Remember the best evaluation; stop after `early_stop` that were no better."""
@@ -184,25 +270,33 @@ class Run:
         if self.recipe.early_stop is not None and self.best["worse"] >= self.recipe.early_stop:
             self.stopped = f"{self.recipe.early_stop} evaluations without a better one, after {step} steps"
 
-    def due(self, what: str, done: int) -> bool:
-        """Whether it is time to evaluate or save after `done` steps; the end has its own."""
-        if what == "save" and self.recipe.keep == "best" and self.best.get("step") == done:
-            return True
-        every = {"evaluate": self.recipe.evaluate_every, "save": self.recipe.save_every}[what]
-        return every is not None and done % every == 0 and 0 < done < self.recipe.steps
+    @property
+    def over(self) -> bool:
+        """Whether no step is left."""
+        return self.stopped is not None or self.first >= self.recipe.steps
 
-    def save(self, done: int, student: Any) -> None:
-        """Write a checkpoint after `done` steps and drop those no longer asked for."""
-        state = {"step": done, "best": self.best, "stopped": self.stopped, "source": self._source.state() if self._source else {}}
+    def due(self, what: str) -> bool:
+        """Whether it is time to evaluate or save where we stand: before and after all, as often as the recipe says, and not twice."""
+        if self.finished:
+            return False
+        if what == "evaluate":
+            every, done = self.recipe.evaluate_every, str(self.first) in self._evaluations
+            return not done and (self.first == 0 or self.over or (every is not None and self.first % every == 0))
+        every, best = self.recipe.save_every, self.recipe.keep == "best" and self.best.get("step") == self.first
+        due = self.over or best or (every is not None and self.first > 0 and self.first % every == 0)
+        return due and self.first not in checkpoint.steps(self.out / "checkpoints")
+
+    def save(self, student: Any) -> None:
+        """Write a checkpoint of where we stand and drop those no longer asked for; every rank must call."""
+        state = {"step": self.first, "best": self.best, "stopped": self.stopped, "source": self._source_state}
         folder = self.out / "checkpoints"
-        checkpoint.save(checkpoint.place(folder, done), student.state(), state)
+        for path in self._logs() if self.leads else ():
+            sync(path)  # the checkpoint must not outlive, in a power cut, the lines that it stands for
+        checkpoint.save(checkpoint.place(folder, self.first), student.state(), state)
         best = int(self.best["step"]) if self.best and self.recipe.keep == "best" else None
-        checkpoint.prune(folder, self.recipe.keep_last, best)
-
-    def evaluated(self, done: int) -> bool:
-        """Whether there are figures after `done` steps."""
-        file = self.out / "evaluations.json"
-        return file.exists() and str(done) in read_json(file)
+        if self.leads:
+            checkpoint.prune(folder, self.recipe.keep_last, best)
+        distributed.wait()
 
     @property
     def finished(self) -> bool:
@@ -217,11 +311,15 @@ class Run:
         return step
 
     def export(self, student: Any) -> None:
-        """Write the finished student, of the last or the best checkpoint, as the recipe keeps."""
+        """Write the finished student, of the last or the best checkpoint, as the recipe keeps; every rank must call."""
         step = self.take_kept(student)
-        with new_folder(self.out / "student") as folder:
-            student.save(folder)
-            write_text(folder / "README.md", model_card(self.recipe, read_json(self.out / "evaluations.json")[str(step)]))
+        if not self.leads:
+            student.save(None)
+        else:
+            with new_folder(self.out / "student") as folder:
+                student.save(folder)
+                write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)])))
+        distributed.wait()
 
 
 def model_card(recipe: Any, figures: dict[str, Any]) -> str:

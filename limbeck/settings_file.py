@@ -103,6 +103,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return open_settings(path).settings
 
 
+def parsed_yaml(text: str) -> Any:
+    """What YAML of our own writing says."""
+    return yaml.load(text, _Loader)
+
+
 def yaml_of(settings: object) -> str:
     """Plain data as YAML, the order of its keys kept."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

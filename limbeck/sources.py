@@ -15,7 +15,8 @@ from pydantic import BeforeValidator
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, import_object, live, part
 from limbeck.data import Data, Pool, Row, asked_of
-from limbeck.errors import DataError, RecipeError
+from limbeck.distributed import sum_over_ranks
+from limbeck.errors import RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
 from limbeck.reward import RunningBaseline, group_credit, verifier
@@ -56,6 +57,11 @@ class Source(Part, ABC):
     def chosen(self) -> bool:
         """Whether the text was chosen by somebody: a model cannot learn from its own unchosen words."""
         return True
+
+    @property
+    def leaves_out(self) -> str:
+        """Which rows it cannot use, in words."""
+        return "those without a completion"
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
@@ -104,14 +110,17 @@ class Corpus(Source):
         made._pool, made._vocabulary, made._share = Pool(self.data, share.seed), vocabulary, share
         return made
 
+    @property
+    def leaves_out(self) -> str:
+        """Prompts that leave no room."""
+        return f"no completion within max_tokens={self.max_tokens} or the student's context"
+
     def draw(self, step: int, student: Student) -> Batch:
         """The next rows of the shuffled line."""
         rows = self._pool.take(step * self.sequences, self.sequences)
         mine = [rows[place] for place in self._share.rows(self.sequences)]
-        texts = [text for data, row in mine for text in self._vocabulary.texts(row, data, self.max_tokens)]
-        if not texts:
-            raise DataError(f"step {step}: no row has a completion within {self.max_tokens} tokens; raise max_tokens")
-        return Batch.of(texts, self.written_by)
+        longest = min(self.max_tokens, student.live.context)
+        return _batch_of([self._vocabulary.texts(row, data, longest) for data, row in mine], self.written_by)
 
 
 @part
@@ -166,17 +175,21 @@ class OnPolicy(Source):
         made._baseline = RunningBaseline()
         return made
 
+    @property
+    def leaves_out(self) -> str:
+        """Prompts that leave no room, and answers that earned too little."""
+        chosen = "" if self.keep_above is None else f"; answers that earned no more than keep_above={self.keep_above} are dropped too"
+        return f"prompts longer than max_prompt={self.max_prompt} or the student's context{chosen}"
+
     def draw(self, step: int, student: Student) -> Batch:
         """Take prompts, let the student answer, put credit on the answers."""
         taken = self._pool.take(step * self.sequences, self.sequences)
         asked = [(g, row, self._vocabulary.prompt(row, data)) for g, (data, row) in enumerate(taken) if g in self._share.rows(self.sequences)]
         longest = min(self.max_prompt, student.live.context - 1)
         fitting = [(g, row, ids) for g, row, ids in asked if len(ids) <= longest]
-        if not fitting:
-            raise DataError(f"step {step}: no prompt is within {longest} tokens; raise max_prompt, or give shorter prompts")
         many = [(g * self.group + n, row, ids) for g, row, ids in fitting for n in range(self.group)]
         texts = self._answers(many, step, student)
-        batch = Batch.of(texts, "student")
+        batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
         return self._judged(batch, [row for _, row, _ in many]) if self.reward else batch
 
     def _answers(self, many: Sequence[tuple[int, Row, list[int]]], step: int, student: Student) -> list[Text]:
@@ -191,14 +204,13 @@ class OnPolicy(Source):
             float(judge(self._vocabulary.text(ids.tolist()), {**row, "prompt": asked_of(row)})) for ids, row in zip(answers, rows, strict=True)
         ]
         reward_B = torch.tensor(rewards)
-        credit_B = group_credit(reward_B, self.group) if self.baseline == "group" else self._baseline.credit(reward_B)
+        if self.baseline == "group":
+            credit_B = group_credit(reward_B, self.group)
+        else:
+            total, count = sum_over_ranks([float(reward_B.double().sum()), len(reward_B)])
+            credit_B = self._baseline.credit(reward_B, total, int(count))
         batch = replace(batch, credit_B=credit_B)
-        if self.keep_above is None:
-            return batch
-        kept = (reward_B > self.keep_above).nonzero().flatten().tolist()
-        if not kept:
-            raise DataError(f"no answer of this step earned more than {self.keep_above}; raise group or sequences, or lower keep_above")
-        return batch.select(kept)
+        return batch if self.keep_above is None else batch.select((reward_B > self.keep_above).nonzero().flatten().tolist())
 
     def state(self) -> dict[str, Any]:
         """The running mean of rewards."""
@@ -240,6 +252,11 @@ class Mix(Source):
     def chosen(self) -> bool:
         """Only where both are chosen."""
         return self.first.chosen and self.second.chosen
+
+    @property
+    def leaves_out(self) -> str:
+        """What either does."""
+        return " | ".join(dict.fromkeys([self.first.leaves_out, self.second.leaves_out]))
 
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
         """Open both."""
@@ -286,10 +303,13 @@ class CustomSource(Source):
         """This rank's share of the rows that the function gives."""
         rows = list(import_object(self.function)(step, self._share.seed))
         mine = [rows[place] for place in self._share.rows(len(rows))]
-        texts = [text for row in mine for text in self._vocabulary.texts(row, Data(path=self.function), self.max_tokens)]
-        if not texts:
-            raise DataError(f"step {step}: {self.function} gave {len(rows)} rows and none has a completion within {self.max_tokens} tokens")
-        return Batch.of(texts, "corpus")
+        longest = min(self.max_tokens, student.live.context)
+        return _batch_of([self._vocabulary.texts(row, Data(path=self.function), longest) for row in mine], "corpus")
+
+
+def _batch_of(rows: Sequence[list[Text]], writer: str) -> Batch:
+    """The texts of rows; a row without any is left out."""
+    return replace(Batch.of([text for texts in rows for text in texts], writer), left_out=sum(not texts for texts in rows))
 
 
 def _columns(row: Row) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
+from limbeck.distributed import Passes, is_sharded, share_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.generate import Sampling, Written, write
 from limbeck.lazy import Tensor, torch
@@ -18,6 +19,7 @@ from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
 
 if TYPE_CHECKING:
+    from limbeck.loss import Outputs
     from limbeck.models import Model
 
 
@@ -44,6 +46,7 @@ class Student(Part):
     _open: Any = live()
     _optimizer: Any = live()
     _steps: Any = live()
+    _passes: Any = live()
 
     @classmethod
     def adopt(cls, value: object) -> object:
@@ -62,10 +65,13 @@ class Student(Part):
         training = self.gradient_checkpointing or self.quantization is not None
         opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
         made._open, made._steps = open_model(self.model, opening, self.dtype), steps
+        if self.lora and is_sharded():
+            raise RecipeError("a student with adapters cannot be sharded; launch without --use_fsdp, or drop lora")
         if self.lora:
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
             made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
+        made._passes = Passes(made._open, learns=True)
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made
 
@@ -75,52 +81,73 @@ class Student(Part):
         assert self._open is not None, "this student is only its settings; load() it"
         return self._open
 
-    def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float) -> dict[str, Tensor]:
-        """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term."""
+    def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float, last: bool = True) -> dict[str, Tensor]:
+        """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term.
+
+        last: whether it is the last pass of a step, after which ranks have the same gradient.
+        """
         from limbeck.loss import row_loss
 
-        loss, nats = row_loss(self.live.forward(batch), said, batch, objective, scale)
-        if not torch.isfinite(loss):
-            raise LimbeckError(f"the loss is {float(loss)} {_where(nats, batch)}; lower the learning rate, or look at these rows")
-        loss.backward()
-        return nats
+        def work(model: "Model") -> tuple[Tensor, dict[str, Tensor]]:
+            loss, nats = row_loss(model.forward(batch), said, batch, objective, scale)
+            if not torch.isfinite(loss):
+                raise LimbeckError(f"the loss is {float(loss)} {_where(nats, batch)}; lower the learning rate, or look at these rows")
+            return loss, nats
+
+        return self._passes.learn(work, last)
+
+    def forget(self) -> None:
+        """Drop the gradient gathered since the last step."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def forward(self, batch: Batch) -> "Outputs":
+        """Hidden states and head for each completion token, and nothing learnt."""
+        with torch.no_grad():
+            return self._passes.run(lambda model: model.forward(batch).apart() if is_sharded() else model.forward(batch))
 
     def measure(self, batch: Batch, said: Targets, objective: Objective) -> dict[str, Tensor]:
         """The same nats [N] by term, and nothing learnt."""
         from limbeck.loss import measure
 
         with torch.no_grad():
-            return measure(self.live.forward(batch), said, batch, objective)
+            return self._passes.run(lambda model: measure(model.forward(batch), said, batch, objective))
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
         """Complete prompts with the weights as they are."""
-        return write(self.live, prompts, sampling, seed, step, rows, told=told)
+        return self._passes.run_whole(lambda model: write(model, prompts, sampling, seed, step, rows, told=told))
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""
         weights = [w for w in self.live.module.parameters() if w.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.optimizer.clip or float("inf"), foreach=True))
+        clipped = torch.nn.utils.clip_grad_norm_(weights, self.optimizer.clip or float("inf"), foreach=True)
+        norm = float(whole_tensor(clipped))
         if not norm < float("inf"):
             raise LimbeckError(f"the gradient's norm is {norm}; nothing was changed; lower the learning rate")
         rate = self.optimizer.rate(step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.forget()
         return {"gradient_norm": norm, "learning_rate": rate}
 
     def unadapted(self) -> AbstractContextManager[None]:
         """The student as it was before its adapters, for as long as the block lasts."""
         return _without_adapters(self.live)
 
-    def save(self, folder: Path) -> None:
-        """Write the student as a folder that transformers loads, adapters folded in (beside 4- and 8-bit weights: the adapters alone)."""
+    def save(self, folder: Path | None) -> None:
+        """Write the student as a folder that transformers loads, adapters folded in (beside 4- and 8-bit weights: the adapters alone).
+
+        Every rank must call; those that only bring their share give no folder.
+        """
         module = self.live.module
+        whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
+        if folder is None:
+            return
         if self.lora and not self.quantization:
             save_folded(module, folder)
         else:
-            module.save_pretrained(folder)
+            module.save_pretrained(folder, state_dict=whole)
         self.live.vocabulary.tokenizer.save_pretrained(folder)
 
     def state(self) -> dict[str, Tensor]:
@@ -138,10 +165,10 @@ class Student(Part):
         for name, weight in self.live.module.named_parameters():
             if not weight.requires_grad:
                 continue
-            weight.data.copy_(state[f"weight.{name}"])
+            weight.data.copy_(share_like(state[f"weight.{name}"], weight))
             mark = f"moment.{name}."
             self._optimizer.state[weight] = {
-                key.removeprefix(mark): value if value.is_floating_point() or value.ndim else int(value)
+                key.removeprefix(mark): share_like(value, weight) if value.is_floating_point() or value.ndim else int(value)
                 for key, value in state.items()
                 if key.startswith(mark)
             }

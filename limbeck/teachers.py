@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
+from limbeck.distributed import Passes
 from limbeck.errors import RecipeError
 from limbeck.lazy import torch
 from limbeck.machine import Opening, Precision
@@ -63,6 +63,7 @@ class Local(Teacher):
     says: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
 
     _open: Any = live()
+    _passes: Any = live()
     _student: Any = live()
 
     @classmethod
@@ -81,6 +82,7 @@ class Local(Teacher):
             made._open, made._student = student.live, student
         else:
             made._open = open_model(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
+            made._passes = Passes(made._open, learns=False)
         return made
 
     @property
@@ -90,8 +92,12 @@ class Local(Teacher):
         return self._open
 
     def _say(self, batch: Batch) -> Dense:
-        with torch.no_grad(), self._student.unadapted() if self._student else nullcontext():
-            outputs = self.opened.forward(batch)
+        if self._student:
+            with self._student.unadapted():
+                outputs = self._student.forward(batch)
+        else:
+            with torch.no_grad():
+                outputs = self._passes.run(lambda model: model.forward(batch))
         return Dense(outputs.hidden_ND, outputs.head, self.model)
 
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:

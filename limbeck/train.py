@@ -2,40 +2,61 @@
 
 from pathlib import Path
 
+from limbeck import distributed
+from limbeck.batch import Batch
 from limbeck.evaluate import evaluate
+from limbeck.machine import is_out_of_memory
+from limbeck.objective import Objective
 from limbeck.recipe import Recipe
 from limbeck.run import Run
 from limbeck.student import Student
+from limbeck.teachers import Teacher
 
 
 def distill(recipe: Recipe, out: Path | str) -> Student:
     """Move the recipe's student toward what its teacher says of the text its source draws, from where `out` stopped.
 
     The finished student lies in `out/student`, a folder that transformers loads. Raises LimbeckError, in one line, for
-    whatever is the user's to mend.
+    whatever is the user's to mend; Stopped where SIGINT or SIGTERM asked for the end, after saving.
     """
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
-        if not run.evaluated(0):
-            run.log_evaluation(0, evaluate(student, teacher, recipe.evaluations))
-            if run.due("save", 0):
-                run.save(0, student)
+        look(run, student, teacher)  # before all, or where a stop left it
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes
-            total = run.sum(len(batch.places_N))  # counted after writing, over every rank
-            parts = batch.split(recipe.tokens_per_pass)
-            for part, said in zip(parts, teacher.score(parts), strict=True):  # who scores
-                nats = student.learn(part, said, objective, scale=run.ranks / total)  # how far
-                run.add(nats, part)
-            run.log_step(step, student.step(step))
-            if run.due("evaluate", step + 1):
-                run.log_evaluation(step + 1, evaluate(student, teacher, recipe.evaluations))
-            if run.due("save", step + 1):
-                run.save(step + 1, student)
+            learn(run, student, teacher, objective, batch)
+            with run.undivided():
+                run.log_step(step, student.step(step))
+            look(run, student, teacher)
+        look(run, student, teacher)  # where time ran out
         if not run.finished:
-            if not run.evaluated(run.first):
-                run.log_evaluation(run.first, evaluate(student, teacher, recipe.evaluations))
-            run.save(run.first, student)
             run.export(student)
         run.take_kept(student)
         return student
+
+
+def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, batch: Batch) -> None:
+    """Gather the gradient of a step, pass by pass; where memory gives out, once more in passes of half the size."""
+    total = run.count(batch)  # counted after writing, over every rank
+
+    def passes() -> None:
+        parts = distributed.evenly(batch.split(run.tokens_per_pass))
+        for place, (part, said) in enumerate(zip(parts, teacher.score(parts), strict=True)):  # who scores
+            last = place + 1 == len(parts)
+            run.add(student.learn(part, said, objective, scale=run.ranks / total, last=last), part)  # how far
+
+    try:
+        return passes()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        run.cut_smaller(student, error)
+    passes()  # outside of the handler, which holds what the first attempt had in memory
+
+
+def look(run: Run, student: Student, teacher: Teacher) -> None:
+    """Evaluate and save, where it is due."""
+    if run.due("evaluate"):
+        run.log_evaluation(evaluate(student, teacher, run.recipe.evaluations))
+    if run.due("save"):
+        run.save(student)

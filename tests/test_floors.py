@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
-    {"errors", "files", "settings_file", "config", "progress", "lazy"},
+    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy"},
     {"data", "head", "targets", "batch", "vocabulary"},
     {"objective", "divergence", "reward", "loss"},
     {"machine", "models", "generate", "adapters", "optimizer", "prune", "distributed"},

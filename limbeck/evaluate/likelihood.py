@@ -7,13 +7,14 @@ percentile bootstrap over sequences (tokens of one sequence are not independent)
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, part
 from limbeck.data import Pool, asked_of
+from limbeck.distributed import evenly, gathered, rank, ranks
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError
 from limbeck.generate import Sampling
@@ -26,6 +27,7 @@ from limbeck.teachers import Silent, Teacher
 from limbeck.vocabulary import Vocabulary
 
 RESAMPLES = 2000
+T = TypeVar("T")
 
 
 class Evaluation(Part, ABC):
@@ -60,7 +62,7 @@ class Likelihood(Evaluation):
         texts = self._written(student) if self.own_text else self._given(student.live.vocabulary)
         figures = measured(texts, student, teacher, self.tokens_per_pass, self.name)
         if self.own_text:
-            figures["samples"] = [_sample(text, student.live.vocabulary) for text in texts[: self.samples]]
+            figures["samples"] = _all_ranks([_sample(text, student.live.vocabulary) for text in texts])[: self.samples]
         return figures
 
     def _rows(self) -> list[tuple[Any, Any]]:
@@ -71,7 +73,7 @@ class Likelihood(Evaluation):
         texts = [text for data, row in self._rows() for text in vocabulary.texts(row, data, self.max_tokens)]
         if not texts:
             raise DataError(f"evaluation {self.name}: no row has a completion within {self.max_tokens} tokens")
-        return texts
+        return texts[rank() :: ranks()]
 
     def _written(self, student: Student) -> list[Text]:
         rows = self._rows()
@@ -79,36 +81,50 @@ class Likelihood(Evaluation):
         kept = [n for n, ids in enumerate(prompts) if len(ids) <= self.max_tokens]
         if not kept:
             raise DataError(f"evaluation {self.name}: no prompt is within {self.max_tokens} tokens")
+        kept = kept[rank() :: ranks()]
         with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
             written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))
         pairs = zip(kept, written, strict=True)
         return [Text.answered(prompts[n], new.tokens, {"asked": asked_of(rows[n][1])}, new.logp) for n, new in pairs]
 
 
+def _all_ranks(mine: Sequence[T]) -> list[T]:
+    """The items of all ranks, dealt out in turn, in their first order."""
+    shares = gathered(list(mine))
+    return [share[place] for place in range(len(shares[0])) for share in shares if place < len(share)]
+
+
 def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_per_pass: int, name: str = "heldout") -> dict[str, Any]:
-    """Cross-entropy and divergences of a student on these sequences, with 95 % intervals."""
+    """Cross-entropy and divergences of a student on these sequences, with 95 % intervals.
+
+    texts: of several ranks each has its share, dealt out in turn.
+    """
     batch = Batch.of(list(texts), "corpus")
     objective = Objective([CrossEntropy()]) if isinstance(teacher, Silent) else Objective([CrossEntropy(), ForwardKL(), ReverseKL()])
-    sums_B, counts_B = {term.name: list[float]() for term in objective.terms}, list[float]()
-    parts = batch.split(tokens_per_pass)
+    sums_B: list[dict[str, float]] = [{} for _ in texts]
+    cuts = batch.cuts(tokens_per_pass)
+    parts = evenly([batch.select(cut) for cut in cuts])
     with Progress(f"{name}: scoring", len(parts)).showing() as progress:
-        for pass_, said in zip(parts, teacher.score(parts), strict=True):
-            nats = student.measure(pass_, said, objective)
-            counts_B += torch.bincount(pass_.sequence_N, minlength=len(pass_)).tolist()
+        for cut, pass_, said in zip([*cuts, *[[]] * len(parts)], parts, teacher.score(parts), strict=False):
+            nats = {"count": torch.ones(len(pass_.places_N)), **student.measure(pass_, said, objective)}
             for term, values in nats.items():
-                sums_B[term] += torch.bincount(pass_.sequence_N, weights=values.double(), minlength=len(pass_)).tolist()
+                sums = torch.bincount(pass_.sequence_N, weights=values.double(), minlength=len(pass_)).tolist()
+                for b, total in zip(cut, sums, strict=True):
+                    sums_B[b][term] = total
             progress.advance(1, len(pass_.tokens_T))
-    return _figures(sums_B, counts_B)
+    return _figures(_all_ranks(sums_B))
 
 
 KEYS = {"CrossEntropy": "ce_nats", "ForwardKL": "kl_nats", "ReverseKL": "reverse_kl_nats"}
 
 
-def _figures(sums_B: dict[str, list[float]], counts_B: list[float]) -> dict[str, Any]:
+def _figures(sums_B: list[dict[str, float]]) -> dict[str, Any]:
+    counts_B = [sums["count"] for sums in sums_B]
     figures: dict[str, Any] = {"sequences": len(counts_B), "tokens": int(sum(counts_B))}
-    for term, sums in sums_B.items():
-        figures[KEYS[term]] = sum(sums) / sum(counts_B)
-        figures[f"{KEYS[term]}_interval"] = interval(sums, counts_B)
+    for term in (name for name in sums_B[0] if name != "count"):
+        term_B = [sums[term] for sums in sums_B]
+        figures[KEYS[term]] = sum(term_B) / sum(counts_B)
+        figures[f"{KEYS[term]}_interval"] = interval(term_B, counts_B)
     figures["perplexity"] = float(np.exp(figures["ce_nats"]))
     return figures
 

@@ -1,0 +1,59 @@
+"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM, answered where nothing is half done."""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Self
+
+
+class Interrupted(BaseException):
+    """Somebody asked us to stop; `number` is the signal. Like KeyboardInterrupt, nothing on the way should catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Interrupts:
+    """Turns the two signals into `Interrupted` while the block lasts: at once, or after what is `held`. A second signal does not wait.
+
+    patient: never at once, but only where `check` is called, since other ranks wait for this one.
+    """
+
+    def __init__(self, patient: bool) -> None:
+        self.asked: int | None = None
+        self._held, self._before = int(patient), dict[int, Any]()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Give the signals back to whom they belonged."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def _heard(self, number: int, frame: object) -> None:
+        if self.asked is not None:
+            self.__exit__()
+            raise KeyboardInterrupt
+        self.asked = number
+        self.check()
+
+    def check(self, asked: bool = True) -> None:
+        """Stop here if somebody asked, and nothing is held."""
+        if asked and self.asked is not None and not self._held:
+            raise Interrupted(self.asked)
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Finish the block first."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        self.check()
