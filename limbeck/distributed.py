@@ -27,6 +27,12 @@ def start() -> None:
     PartialState()
 
 
+def leave() -> None:
+    """Part from the other ranks, at the end of all."""
+    if _is_started():
+        torch.distributed.destroy_process_group()
+
+
 def _is_started() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.distributed.is_initialized()
 
@@ -88,7 +94,7 @@ class Passes:
         if is_sharded():
             _shard(self._module, model.causal)
         elif ranks() > 1 and learns:
-            self._copies = torch.nn.parallel.DistributedDataParallel(self._module, broadcast_buffers=False)
+            self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
 
     def run(self, work: Callable[[Any], T]) -> T:
         """Do something with the model."""

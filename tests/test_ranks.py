@@ -1,0 +1,113 @@
+"""Two processes do what one does: gradients, metrics, evaluations and written text, for every named recipe."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import toys
+from safetensors.torch import load_file
+from test_runs import recipe
+
+import limbeck as lb
+from limbeck.files import read_jsonl
+from limbeck.methods import METHODS
+
+HERE = Path(__file__).parent
+HOWS = ("copies", "shares")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Every recipe run by one process and by two, the two started once for all of them."""
+    work = tmp_path_factory.mktemp("ranks")
+    toy = {"student": toys.folder(work / "student", seed=1), "teacher": toys.folder(work / "teacher", seed=2, layers=3, sharp=8.0),
+           "data": toys.jsonl(work / "train.jsonl", toys.rows(24)), "prompts": toys.jsonl(work / "prompts.jsonl", toys.rows(24, seed=1)),
+           "reward": "test_runs:many_vowels"}  # fmt: skip
+    heldout = toys.jsonl(work / "heldout.jsonl", toys.rows(11, seed=2))
+    evaluations = [lb.Likelihood(heldout), lb.Likelihood(heldout, name="own", own_text=True, sampling=lb.Sampling(max_tokens=6))]
+    for method in METHODS:
+        made = recipe(method, toy, evaluations=evaluations, tokens_per_pass=100, steps=3)
+        save(made if method == "distillm" else sized(made, 7), work, method)  # 7 rows over 2 ranks: uneven
+    baseline = sized(recipe("gkd_rl", toy), 5)
+    save(replace(baseline, source=replace(baseline.source, group=1, baseline="running")), work, "running")
+    save(sized(recipe("kd", toy), 1), work, "one-row")  # the second rank has nothing
+    launch(work)
+    return work
+
+
+def sized(made: lb.Recipe, sequences: int) -> lb.Recipe:
+    def shrink(source):
+        if isinstance(source, lb.Mix):
+            return lb.Mix(source.fraction, shrink(source.first), shrink(source.second))
+        return replace(source, sequences=sequences)
+
+    return replace(made, source=shrink(made.source))
+
+
+def save(made: lb.Recipe, work: Path, name: str) -> None:
+    (work / f"{name}.yaml").write_text(made.yaml)
+    lb.distill(made, work / f"{name}-one")
+
+
+def launch(work: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / "ranks.py"), str(work)]
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def near(one: dict, two: dict) -> None:
+    """Two rows of metrics, to 1e-5."""
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert two[key] == (pytest.approx(value, rel=1e-5, abs=1e-7) if isinstance(value, float | list) else value), key
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", [*METHODS, "running", "one-row"])
+def test_two_ranks_do_what_one_does(name: str, how: str, work: Path) -> None:
+    one, two = (read_jsonl(work / f"{name}-{run}" / "metrics.jsonl") for run in ("one", how))
+    assert len(one) == len(two) > 2
+    for row, other in zip(one, two, strict=True):
+        near(row, other)
+    assert (work / f"{name}-one" / "recipe.yaml").read_text() == (work / f"{name}-{how}" / "recipe.yaml").read_text()
+    if (work / f"{name}-one" / "samples.jsonl").exists():
+        assert (work / f"{name}-one" / "samples.jsonl").read_text() == (work / f"{name}-{how}" / "samples.jsonl").read_text()
+    same_student(work / f"{name}-one", work / f"{name}-{how}")
+
+
+def same_student(one: Path, two: Path) -> None:
+    a, b = (load_file(run / "student" / "model.safetensors") for run in (one, two))
+    assert a.keys() == b.keys()
+    for name, weight in a.items():
+        assert (weight - b[name]).abs().max() < 1e-4, name  # Adam divides rounding by rounding where gradients vanish
+
+
+def test_shares_are_shares(work: Path) -> None:
+    """Each rank's file holds half of the weights and moments."""
+    files = sorted((work / "kd-shares" / "checkpoints").rglob("*.safetensors"))
+    whole = next((work / "kd-copies" / "checkpoints").rglob("*.safetensors")).stat().st_size
+    assert [file.name for file in files] == ["state-0-of-2.safetensors", "state-1-of-2.safetensors"]
+    assert all(0.4 * whole < file.stat().st_size < 0.6 * whole for file in files)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_two_ranks_stop_together_and_one_goes_on(how: str, work: Path) -> None:
+    """One rank is asked to stop; both save after the same step; one process goes on from what two saved."""
+    run = work / f"stopped-{how}"
+    said = [(work / f"stopped-{how}-{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] == f"{run}: stopped by SIGTERM after 2 of 3 steps, which are saved; the same command goes on from there"
+    lb.distill(lb.Recipe.read(work / "gkd_rl.yaml"), run)
+    for row, other in zip(read_jsonl(work / "gkd_rl-one" / "metrics.jsonl"), read_jsonl(run / "metrics.jsonl"), strict=True):
+        near(row, other)
+    same_student(work / "gkd_rl-one", run)
+
+
+def test_a_share_that_is_missing_is_said(work: Path, tmp_path: Path) -> None:
+    run = work / "sft-shares"
+    next((run / "checkpoints").rglob("state-1-of-2.safetensors")).unlink()
+    with pytest.raises(lb.LimbeckError, match="1 of 2 shares are there"):
+        lb.distill(lb.Recipe.read(work / "sft.yaml"), run)
