@@ -124,9 +124,15 @@ class Run:
             raise CheckpointError(f"{self.out} is in use by another process; wait for it, or give another --out") from None
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.out} ({error.strerror}); give another --out") from None
+        try:
+            self._write_recipe()
+        except LimbeckError:
+            self._lock.close()
+            raise
+
+    def _write_recipe(self) -> None:
         known, asked = self.out / "recipe.yaml", shareable(to_yaml(self.recipe))
         if known.exists() and (found := _difference(read_yaml(known), parsed_yaml(asked))):
-            self._lock.close()
             raise CheckpointError(f"{self.out} holds a run of another recipe ({found}); give another --out, or remove it")
         sweep(self.out)
         write_text(known, asked)
@@ -145,6 +151,7 @@ class Run:
         distributed.wait()
         if self.leads:
             self._cut_logs(bool(places))
+            self._prune()
         self._student, self._source, self._source_state = student, source, source.state()
 
     def _logs(self) -> list[Path]:
@@ -293,10 +300,14 @@ class Run:
         for path in self._logs() if self.leads else ():
             sync(path)  # the checkpoint must not outlive, in a power cut, the lines that it stands for
         checkpoint.save(checkpoint.place(folder, self.first), student.state(), state)
-        best = int(self.best["step"]) if self.best and self.recipe.keep == "best" else None
         if self.leads:
-            checkpoint.prune(folder, self.recipe.keep_last, best)
+            self._prune()
         distributed.wait()
+
+    def _prune(self) -> None:
+        """Drop the checkpoints that are no longer asked for."""
+        best = int(self.best["step"]) if self.best and self.recipe.keep == "best" else None
+        checkpoint.prune(self.out / "checkpoints", self.recipe.keep_last, best)
 
     @property
     def finished(self) -> bool:

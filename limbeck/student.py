@@ -91,7 +91,7 @@ class Student(Part):
         def work(model: "Model") -> tuple[Tensor, dict[str, Tensor]]:
             loss, nats = row_loss(model.forward(batch), said, batch, objective, scale)
             if not torch.isfinite(loss):
-                raise LimbeckError(f"the loss is {float(loss)} {_where(nats, batch)}; lower the learning rate, or look at these rows")
+                raise LimbeckError(f"the loss is {float(loss.detach())} {_where(nats, batch)}; lower the learning rate, or look at these rows")
             return loss, nats
 
         return self._passes.learn(work, last)

@@ -45,13 +45,13 @@ def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, ba
             last = place + 1 == len(parts)
             run.add(student.learn(part, said, objective, scale=run.ranks / total, last=last), part)  # how far
 
-    try:
-        return passes()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        run.cut_smaller(student, error)
-    passes()  # outside of the handler, which holds what the first attempt had in memory
+    while True:  # not again inside the handler, which holds what the first attempt had in memory
+        try:
+            return passes()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            run.cut_smaller(student, error)
 
 
 def look(run: Run, student: Student, teacher: Teacher) -> None:

@@ -3,10 +3,6 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +60,12 @@ def metrics(out: Path) -> str:
     return (out / "metrics.jsonl").read_text()
 
 
+def same_bits(one: Path, two: Path) -> None:
+    """The students of two runs."""
+    a, b = (load_file(run / "student" / "model.safetensors") for run in (one, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_goes_through_yaml_and_back(method: str, toy, tmp_path) -> None:
     made = recipe(method, toy)
@@ -95,8 +97,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method: str, toy, tmp_p
             lb.distill(made, tmp_path / "broken")
     lb.distill(made, tmp_path / "broken")
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
-    whole, again = (load_file(tmp_path / run / "student" / "model.safetensors") for run in ("whole", "broken"))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    same_bits(tmp_path / "broken", tmp_path / "whole")
 
 
 def _failing_at(step: int, real):
@@ -106,29 +107,6 @@ def _failing_at(step: int, real):
             raise KeyboardInterrupt
 
     return log_step
-
-
-def test_a_killed_process_goes_on_to_the_same_bits(toy, tmp_path) -> None:
-    """The same with kill -9 on a real process of the command line."""
-    made = recipe("gkd", toy, steps=60, save_every=7)
-    (tmp_path / "recipe.yaml").write_text(made.yaml)
-    command = [sys.executable, "-m", "limbeck", "distill", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment())
-    while len(read_jsonl(tmp_path / "killed" / "metrics.jsonl")) < 20 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "student").exists()
-    subprocess.run(command, check=True, capture_output=True, env=_environment())
-    subprocess.run([*command[:-1], str(tmp_path / "whole")], check=True, capture_output=True, env=_environment())
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    assert len(read_jsonl(tmp_path / "whole" / "metrics.jsonl")) == 60
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("method", ["kd", "gkd", "on_policy", "distillm", "sft"])
