@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.config import Part, part
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, RecipeError
 
 
 @part
@@ -20,6 +20,10 @@ class LoRA(Part):
     targets: list[str] | Literal["all-linear"] = "all-linear"
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise RecipeError(f"adapters need a rank and an alpha of at least 1, found {self.rank} and {self.alpha}")
+
 
 def add_lora(module: Any, lora: LoRA, quantized: bool) -> Any:
     """Freeze a model and put adapters on it."""
@@ -27,13 +31,14 @@ def add_lora(module: Any, lora: LoRA, quantized: bool) -> Any:
 
     if quantized:
         module = peft.prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
-    settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM", **lora.options
-    )
     try:
+        settings = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM", **lora.options
+        )
         return peft.get_peft_model(module, settings)
-    except ValueError as error:
-        raise ModelError(f"cannot put adapters on the student: {' '.join(str(error).split())[:200]}") from None
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200].removesuffix(".")
+        raise ModelError(f"cannot put adapters on the student: {reason}; change lora.targets or lora.options") from None
 
 
 def save_folded(module: Any, folder: Path) -> None:

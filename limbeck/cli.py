@@ -2,36 +2,70 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help="A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl.")]
+TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder or GGUF file.")]
+StudentName = Annotated[str | None, typer.Option("--student", help="For a method: hub name or folder.")]
+DataPath = Annotated[str | None, typer.Option("--data", help="For a method: text to learn from (JSONL, Parquet, hub name).")]
+PromptsPath = Annotated[str | None, typer.Option("--prompts", help="For a method: prompts that the student answers.")]
+RewardName = Annotated[str | None, typer.Option("--reward", help="For a method: a verifier, module:function.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: objective.temperature=2.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the same command goes on where it stopped.")]
 
 
 @app.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help="A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl.")],
-    teacher: Annotated[str | None, typer.Option(help="For a method: hub name, folder or GGUF file.")] = None,
-    student: Annotated[str | None, typer.Option(help="For a method: hub name or folder.")] = None,
-    data: Annotated[str | None, typer.Option(help="For a method: text to learn from (JSONL, Parquet, hub name).")] = None,
-    prompts: Annotated[str | None, typer.Option(help="For a method: prompts that the student answers.")] = None,
-    reward: Annotated[str | None, typer.Option(help="For a method: a verifier, module:function.")] = None,
-    settings: Settings = None,
-    out: Out = Path("runs/distill"),
-) -> None:
+    recipe: RecipeName, teacher: TeacherName = None, student: StudentName = None, data: DataPath = None, prompts: PromptsPath = None,
+    reward: RewardName = None, settings: Settings = None, out: Out = Path("runs/distill"),
+) -> None:  # fmt: skip
     """Move a student toward its teacher, by a recipe or by a method's name."""
+    planned = _planned(recipe, settings, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
+    from limbeck.distributed import leave, rank
+    from limbeck.train import distill as run
+
+    run(planned, out)
+    if rank() == 0:
+        print(f"student: {out / 'student'}")
+    leave()
+
+
+@app.command()
+def check(
+    recipe: RecipeName, teacher: TeacherName = None, student: StudentName = None, data: DataPath = None, prompts: PromptsPath = None,
+    reward: RewardName = None, settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what needs no torch.")] = False,
+    out: Out = Path("runs/distill"),
+) -> None:  # fmt: skip
+    """See what stands in the way of a recipe before it costs anything: files, models, lengths, memory, and a test of the numbers."""
+    planned = _planned(recipe, settings, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
+    from limbeck.check import check as look
+
+    lines = look(planned, out, quick)
+    problems = [line.found for line in lines if line.verdict == "problem"]
+    _table(["what", "found", "verdict"], [[line.what, line.found, line.verdict] for line in lines])
+    print(f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "nothing stands in the way")
+    for problem in problems:
+        print(f"limbeck: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _planned(recipe: str, settings: list[str] | None, **given: str | None) -> "Recipe":
+    """The recipe that a command line asks for."""
     from limbeck.config import override, plain
     from limbeck.methods import METHODS, named
     from limbeck.recipe import Recipe
-    from limbeck.train import distill as run
 
-    given = {"teacher": teacher, "student": student, "data": data, "prompts": prompts, "reward": reward}
     asked = {name: value for name, value in given.items() if value is not None}
     if recipe in METHODS:
         plan = plain(named(recipe, **asked))
@@ -41,8 +75,7 @@ def distill(
         raise RecipeError(f"--{next(iter(asked))} goes with a method ({', '.join(METHODS)}); {recipe} is a recipe: use --set")
     else:
         plan = plain(Recipe.read(recipe))
-    run(Recipe.of(override(plan, settings or [])), out)
-    print(f"student: {out / 'student'}")
+    return Recipe.of(override(plan, settings or []))
 
 
 @app.command()
@@ -127,9 +160,16 @@ def main() -> None:
     try:
         _quiet()
         app()
+    except Stopped as error:
+        from limbeck.distributed import leave, rank
+
+        if rank() == 0:
+            print(f"limbeck: {error}", file=sys.stderr)
+        leave()
+        sys.exit(128 + error.number)
     except LimbeckError as error:
         print(f"limbeck: {error}", file=sys.stderr)
-        sys.exit(128 + error.number if isinstance(error, Stopped) else 2)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("limbeck: stopped at once; what was saved before is there", file=sys.stderr)
         sys.exit(130)
@@ -140,6 +180,7 @@ def _quiet() -> None:
     import os
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -197,6 +197,8 @@ def import_object(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f'cannot import "{path}": {reason}; the module must lie in the working folder or be installed') from None
+    except Exception as error:  # a module may raise whatever it likes
+        raise RecipeError(f'cannot import "{path}": it raised {type(error).__name__}: {error}; mend the module') from error
 
 
 def evaluate_expression(text: str, base: type[Part]) -> Any:

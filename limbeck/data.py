@@ -8,6 +8,7 @@ Rows are mappings as the files hold them; `vocabulary.py` makes tokens of them. 
 # (datasets has no stubs)
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from limbeck.config import Part, part
-from limbeck.errors import DataError
+from limbeck.errors import DataError, did_you_mean
 from limbeck.privacy import expanded
 
 Row = Mapping[str, Any]
@@ -48,8 +49,11 @@ class Data(Part):
         return cls(path=str(value)) if isinstance(value, str | Path) else value
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise DataError(f"{self.path}: a weight of {self.weight} would never be drawn; give one above 0, or leave the data out")
+        if not 0 < self.weight < math.inf:
+            why = "would never be drawn" if self.weight <= 0 else "is no share of anything"
+            raise DataError(f"{self.path}: a weight of {self.weight} {why}; give one above 0, or leave the data out")
+        if taken := sorted({"messages", "prompt", "tokenize", "add_generation_prompt"} & self.template_arguments.keys()):
+            raise DataError(f"{self.path}: template_arguments names {taken[0]}, which is given to every template; leave it out")
 
     def rows(self) -> Sequence[Row]:
         """All rows, read once. Raises DataError for what is missing, empty or malformed."""
@@ -79,6 +83,8 @@ class Data(Part):
         path = expanded(self.path)
         if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
             raise DataError(f"there is no file {self.path}; give a JSONL or Parquet file, or a name on the hub")
+        if path.is_file() and path.suffix not in (".jsonl", ".json", ".parquet"):
+            raise DataError(f"{self.path} is a file of a kind that is not read; give JSONL or Parquet, its name ending so")
         return path.suffix in (".jsonl", ".json")
 
     def _datasets(self, streaming: bool) -> Any:
@@ -91,15 +97,19 @@ class Data(Part):
             if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
                 loaded: Any = datasets.load_from_disk(str(path))
                 if isinstance(loaded, datasets.DatasetDict):
+                    if self.split not in loaded:
+                        raise DataError(f'cannot read {self.path}: it has no split "{self.split}"{did_you_mean(self.split, map(str, loaded))}')
                     loaded = loaded[self.split]
                 return loaded.to_iterable_dataset() if streaming else loaded
-            return datasets.load_dataset(self.path, self.name, split=self.split, streaming=streaming)
+            return datasets.load_dataset(str(path) if path.exists() else self.path, self.name, split=self.split, streaming=streaming)
+        except DataError:
+            raise
         except Exception as error:  # the library raises many kinds; the user needs one line
             raise DataError(_unreadable(self.path, error)) from None
 
 
 def _unreadable(path: str, error: Exception) -> str:
-    return f"cannot read {path}: {' '.join(str(error).split())[:300]}"
+    return f"cannot read {path}: {' '.join(str(error).split())[:300].removesuffix('.')}; give a JSONL or Parquet file, or a name on the hub"
 
 
 def read_jsonl_rows(path: Path) -> Iterator[Row]:
@@ -149,13 +159,17 @@ def _turns(row: Row, column: str, *keys: str) -> list[Mapping[str, Any]]:
     turns = cast(list[Any], row[column])
     if not isinstance(row[column], list) or not all(isinstance(turn, Mapping) and all(key in turn for key in keys) for turn in turns):
         raise DataError(f"{column} must be a list of turns, each with {' and '.join(keys)}, found {str(turns)[:80]!r}")
+    for number, turn in enumerate(turns, 1):
+        if all(value is None for key, value in turn.items() if key != keys[0]):
+            raise DataError(f"turn {number} of {column} says nothing; give it content, or leave it out")
     return turns
 
 
 def asked_of(row: Row) -> str:
     """What was asked, for people to read: the prompt, or the last turn that is not the model's; empty where only tokens are known."""
-    turns = [message for message in messages_of(row) or [] if message["role"] != "assistant"]
-    return str(turns[-1]["content"] if turns else row.get("prompt", ""))
+    there = {name: value for name, value in row.items() if value is not None}
+    turns = [message for message in messages_of(there) or [] if message["role"] != "assistant"]
+    return str(turns[-1]["content"] if turns else there.get("prompt", ""))
 
 
 def other_columns(row: Row) -> dict[str, Any]:

@@ -197,15 +197,18 @@ def _over_mixture(p: Distribution, q: Distribution, share: float) -> tuple[Tenso
     """
     gap, odds = p.log - q.log, math.log(share) - math.log1p(-share)
     if share <= 0.5:
-        q_over_m = _softplus(gap + odds).add_(math.log1p(-share)).neg_()
+        q_over_m = torch.rsub(_softplus(gap + odds if odds else gap), -math.log1p(-share))
         return gap.add_(q_over_m), q_over_m
-    p_over_m = _softplus(-odds - gap).add_(math.log(share)).neg_()
+    p_over_m = torch.rsub(_softplus(-odds - gap), -math.log(share))
     return p_over_m, p_over_m - gap
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """`log(1 + exp(x))`."""
-    return torch.nn.functional.softplus(x, threshold=40.0)
+    """`log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))`.
+
+    Not by torch's softplus or log1p: they take twice the time on a CPU, for digits that a difference of logarithms has not.
+    """
+    return x.abs().neg_().exp_().add_(1.0).log_().add_(x.clamp(min=0.0))
 
 
 def _check_inside(name: str, value: float, where: str, ends: str) -> None:

@@ -66,6 +66,11 @@ class Stopped(LimbeckError):
         self.number = number
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory gave out; torch has no one type for it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean "x"?`, or the list of what is known when nothing is near."""
     names = sorted(known)

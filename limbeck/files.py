@@ -43,7 +43,7 @@ def _one_line(path: Path) -> Generator[None]:
 
 
 def _unwritten(path: Path, number: int, reason: str) -> LimbeckError:
-    return LimbeckError(f"cannot write {path}: {reason}; {TODO.get(number, 'see to it')}, and the same command goes on from what is saved")
+    return LimbeckError(f"cannot write {path}: {reason}; {TODO.get(number, 'see to it')}, and give the same command again: what was saved is there")
 
 
 def sync(path: Path) -> None:

@@ -31,8 +31,9 @@ class Sampling(Part):
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise RecipeError(f"max_tokens must be at least 1, found {self.max_tokens}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise RecipeError(f"sampling needs temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and top_k >= 1, found {self}")
+        narrow = 0 < self.top_p <= 1 and 0 <= self.min_p <= 1 and (self.top_k is None or self.top_k >= 1)
+        if not (narrow and 0 <= self.temperature < float("inf")):
+            raise RecipeError(f"sampling needs a finite temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and top_k >= 1, found {self}")
 
 
 def uniforms(seed: int, step: int, row: int, count: int) -> "np.ndarray[Any, Any]":

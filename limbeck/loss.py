@@ -26,7 +26,7 @@ CHUNK_BYTES = {"cpu": 30 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 BLOCK_ELEMENTS = 2**18
 """Logits of one block on a CPU: a handful of float32 tensors of 1 MiB. Elsewhere a chunk is one block."""
-PRODUCT_BYTES = 16 * 2**20
+PRODUCT_BYTES = 8 * 2**20
 """Rows of the head whose weight gradient is made at once where it is added in another dtype."""
 
 
@@ -70,7 +70,7 @@ class _Gradients:
             weight_VD.addmm_(gradient_CV.T, hidden_CD)
             return
         for some in slices(len(weight_VD), PRODUCT_BYTES // (hidden_CD.shape[1] * hidden_CD.element_size())):
-            weight_VD[some] += torch.mm(gradient_CV[:, some].T, hidden_CD)
+            weight_VD[some] += torch.mm(gradient_CV[:, some].T, hidden_CD).to(weight_VD)  # an addition of two dtypes is slower than both steps
 
 
 class _Work:

@@ -48,11 +48,6 @@ def hold_memory() -> None:
         library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: no heap given back
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory gave out; torch has no one type for it."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-
-
 @cache
 def bfloat16_pays() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster: it must have the instructions, and be measured to gain."""

@@ -3,6 +3,7 @@
 Axes: B sequences, S padded length, N completion tokens of a batch, D hidden width, V vocabulary.
 """
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.utils.logging import disable_progress_bar
 
 from limbeck.batch import Batch
-from limbeck.errors import ModelError, VocabularyError
+from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
@@ -75,7 +76,9 @@ class Model:
     def described(self) -> dict[str, Any]:
         """What it is, for the records."""
         dtype, vocabulary = str(self.compute).removeprefix("torch."), self.vocabulary.fingerprint
-        return {"model": self.name, "parameters": self.parameters_total, "arithmetic": dtype, "vocabulary": vocabulary}
+        found = {"model": self.name, "parameters": self.parameters_total, "arithmetic": dtype, "vocabulary": vocabulary}
+        rows = len(self.head.weight_VD)  # those beyond the vocabulary are padding, and cut
+        return found if rows == self.vocabulary.size else {**found, "head_rows": rows, "tokens": self.vocabulary.size}
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Run in the model's compute dtype."""
@@ -144,6 +147,7 @@ def open_model(name: str, opening: Opening, compute: Precision | None = None) ->
     Raises ModelError for what cannot be found or read, VocabularyError where head and tokenizer do not fit.
     """
     hold_memory()
+    _see_files(name)
     tokenizer, module = _tokenizer(name, opening), _module(name, opening)
     ends = module.generation_config.eos_token_id if module.generation_config else None
     vocabulary = Vocabulary(tokenizer, frozenset([ends] if isinstance(ends, int) else ends or []))
@@ -170,24 +174,44 @@ def open_vocabulary(name: str, opening: Opening) -> Vocabulary:
 def _place(name: str) -> dict[str, str]:
     """How transformers is told where a model lies."""
     path = expanded(name)
+    if not name:
+        raise ModelError(f"a model without a name was asked for; {GIVE}")
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"there is no GGUF file {name}; give a file, a folder or a name on the hub")
+            raise ModelError(f"there is no GGUF file {name}; {GIVE}")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_file():
+        raise ModelError(f"{name} is a file; {GIVE}")
     if (path.is_absolute() or name.startswith(".")) and not path.exists():
-        raise ModelError(f"there is no folder {name}; give a folder, a GGUF file or a name on the hub")
+        raise ModelError(f"there is no folder {name}; {GIVE}")
     return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
 
 
+def _see_files(name: str) -> None:
+    """Refuse a folder that holds no model, or one only as pickles."""
+    place = _place(name)
+    folder = Path(place["pretrained_model_name_or_path"])
+    if "gguf_file" in place or not folder.is_dir():
+        return
+    if not any((folder / file).exists() for file in ("config.json", "adapter_config.json")):
+        raise ModelError(f"{name} holds no model, for there is no config.json in it; {GIVE}")
+    if not any(folder.glob("*.safetensors")):
+        pickles = any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
+        why = ", and pickles are never read; convert it with save_pretrained" if pickles else f"; {GIVE}"
+        raise ModelError(f"{name} has no safetensors weights{why}")
+
+
 def _tokenizer(name: str, opening: Opening) -> Any:
+    place = _place(name)
     try:
-        return AutoTokenizer.from_pretrained(**_place(name), trust_remote_code=opening.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(**place, trust_remote_code=opening.trust_remote_code)
+    except Exception as error:  # the libraries below raise many kinds
         raise ModelError(_reason(name, "tokenizer", error)) from None
 
 
 def _module(name: str, opening: Opening) -> Any:
-    options: dict[str, Any] = {"dtype": precision(opening.dtype), "trust_remote_code": opening.trust_remote_code, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": precision(opening.dtype), "trust_remote_code": opening.trust_remote_code, "use_safetensors": True,
+                               "output_loading_info": True, "ignore_mismatched_sizes": True}  # fmt: skip
     if opening.attention:
         options["attn_implementation"] = opening.attention
     if opening.quantization:
@@ -196,23 +220,52 @@ def _module(name: str, opening: Opening) -> Any:
     if "gguf_file" in place:
         del options["use_safetensors"]
     try:
-        module: Any = AutoModelForCausalLM.from_pretrained(**place, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        module, loaded = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(**place, **options))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(_reason(name, "model", error)) from None
+    _see_weights(name, loaded)
     if "gguf_file" in place:  # its tensors are whole again; left in place, the note forbids saving them
         del module.config.quantization_config
         module.hf_quantizer = None
     return module if opening.quantization else module.to(device())
 
 
+def _see_weights(name: str, loaded: dict[str, Any]) -> None:
+    """Refuse weights that the files do not hold, or hold in another shape: transformers draws them at random and warns."""
+    other = [f"{key} is {list(found)} in its files and {list(asked)} by its config.json" for key, found, asked in sorted(loaded["mismatched_keys"])]
+    if wrong := other or [f"{key} is missing" for key in sorted(loaded["missing_keys"])]:
+        more = f", and {len(wrong) - 2:,} more" if len(wrong) > 2 else ""
+        raise ModelError(f"the weights of {name} are not those of its config.json: {', '.join(wrong[:2])}{more}; {ANEW}")
+
+
+GIVE = "give a folder that save_pretrained wrote, a GGUF file or a name on the hub"
+ANEW = "mend it, or fetch the model anew"
+HINTS = {"JSON": ANEW, "mapping": ANEW, "ValidationError": ANEW, "attn_implementation": "drop its attention", "FlashAttention": "drop its attention",
+         "does not recognize": "update transformers, or give another model"}  # fmt: skip
+"""What to do, by a piece of what the libraries say."""
+
+
 def _reason(name: str, what: str, error: Exception) -> str:
+    """What stands in the way of opening a model, in one line."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"the {what} of {name} runs code of its own; read it, then set trust_remote_code: true"
-    if "safetensors" in text and "pickle" not in text and "not appear" in text:
+    if "safetensors" in text and "not appear" in text:
         return f"{name} has no safetensors weights, and pickles are never read; convert it with save_pretrained"
-    missing = "" if Path(name).exists() else "there is no such folder here, and the hub did not give it: "
-    return f"cannot open the {what} of {name}: {missing}{text[:300]}"
+    if type(error).__name__ == "SafetensorError":
+        return f"a weights file of {name} is cut short or damaged ({text}); fetch it anew"
+    if name.endswith(".gguf") and "not supported" not in text:
+        return f"{name} is cut short or no GGUF file ({text[:200].removesuffix('.')}); fetch it anew"
+    if kind := re.search(r"Unrecognized configuration class <class '[\w.]*\.(\w+)'", text):
+        return f"{name} is no causal language model (its configuration is a {kind[1]}); give one that is"
+    if "instantiate the backend tokenizer" in text:
+        return f"{name} holds no tokenizer that can be read; save the model's own into it with save_pretrained"
+    hint = next((hint for words, hint in HINTS.items() if words in f"{type(error).__name__}: {text}"), GIVE)
+    missing = "" if expanded(name).exists() or not isinstance(error, OSError) else "there is no such folder here, and the hub did not give it: "
+    brief = text if isinstance(error, ImportError) else re.split(r"[.!] ", text)[0]
+    return f"cannot open the {what} of {name}: {missing}{brief[:300].removesuffix('.')}; {hint}"
 
 
 def _quantization(bits: str) -> Any:
@@ -242,7 +295,16 @@ def _head_like(module: Any, vocabulary: Vocabulary, name: str) -> Head:
             error = (head.prepared(hidden_SD.dtype).logits(hidden_SD) - wanted_SV).abs().max()
             if error <= wanted_SV.abs().max() * (1e-4 if hidden_SD.dtype == torch.float32 else 4e-2):
                 return head
+    if not _is_causal(module, ids_1S, hidden_SD):
+        raise ModelError(f"{name} is no causal language model ({type(module).__name__} reads what comes after a token too); give one that is")
     raise ModelError(f"{name} makes its logits in a way Limbeck does not know ({type(module).__name__}); please open an issue")
+
+
+def _is_causal(module: Any, ids_1S: Tensor, hidden_SD: Tensor) -> bool:
+    """Whether the first of these tokens are read alike without those after them."""
+    with torch.no_grad():
+        alone_SD = module.get_decoder()(input_ids=ids_1S[:, :2], use_cache=False).last_hidden_state[0]
+    return bool((alone_SD - hidden_SD[:2]).abs().max() <= hidden_SD.abs().max() * (1e-4 if hidden_SD.dtype == torch.float32 else 4e-2))
 
 
 def _known_heads(module: Any, vocabulary: int) -> list[Head]:

@@ -4,6 +4,7 @@ Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary. Terms give
 nats on the student's logits; they never reduce, average, mask or shift. `loss.py` takes them over the rows of a pass.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from limbeck.batch import WRITERS, Batch
 from limbeck.config import Part, build, import_object, part, plain
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
+from limbeck.reward import blaming
 from limbeck.targets import Logits, Rows
 
 FULL = frozenset({"distribution"})
@@ -44,6 +46,8 @@ class Term(Part, ABC):
     """Whether it is only right on tokens that the student wrote."""
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise RecipeError(f"{type(self).__name__}.weight must be finite, found {self.weight}")
         if self.writer is not None and self.writer not in WRITERS:
             raise RecipeError(f'{type(self).__name__}.on("{self.writer}"): tokens are written by one of {", ".join(WRITERS)}')
 
@@ -168,9 +172,13 @@ class CustomTerm(Term):
         assert isinstance(said, Logits)
         with torch.enable_grad():
             logits_CV = student.logits_CV.detach().requires_grad_()
-            nats_C = import_object(self.function)(torch.log_softmax(logits_CV, -1), said.log_probs())
-            if nats_C.shape != logits_CV.shape[:1]:
-                raise RecipeError(f"{self.function} gave shape {tuple(nats_C.shape)} for {len(logits_CV)} rows; return nats of each row")
+            with blaming(self.function):
+                nats_C = import_object(self.function)(torch.log_softmax(logits_CV, -1), said.log_probs())
+            if getattr(nats_C, "shape", None) != logits_CV.shape[:1]:
+                found = f"shape {tuple(nats_C.shape)}" if hasattr(nats_C, "shape") else type(nats_C).__name__
+                raise RecipeError(f"{self.function} gave {found} for {len(logits_CV)} rows; return nats of each row")
+            if not nats_C.requires_grad:
+                raise RecipeError(f"{self.function} gave nats that do not depend on log_q; compute them of it, without detach()")
             (gradient_CV,) = torch.autograd.grad(nats_C.sum(), logits_CV)
         return nats_C.detach(), gradient_CV
 

@@ -28,8 +28,13 @@ class AdamW(Part):
     eight_bit: bool = False
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise RecipeError(f"learning_rate must be above 0, found {self.learning_rate}")
+        for name, above in (("learning_rate", self.learning_rate), ("epsilon", self.epsilon), ("clip", 1.0 if self.clip is None else self.clip)):
+            if not 0 < above < math.inf:
+                raise RecipeError(f"{name} must be above 0 and finite{', or null' * (name == 'clip')}, found {above}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RecipeError(f"weight_decay must be at least 0 and finite, found {self.weight_decay}")
+        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
+            raise RecipeError(f"beta_1 and beta_2 must lie from 0 to below 1, found {self.beta_1} and {self.beta_2}")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"warmup is a share of the steps, from 0 to below 1, found {self.warmup}")
 

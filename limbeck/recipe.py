@@ -43,8 +43,11 @@ class Recipe(Part):
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.tokens_per_pass, self.keep_last, self.evaluate_every or 1, self.save_every or 1) < 1:
-            raise RecipeError("steps, tokens_per_pass, keep_last, evaluate_every and save_every must be at least 1")
+        for name in ("steps", "tokens_per_pass", "keep_last", "evaluate_every", "save_every", "early_stop"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise RecipeError(f"{name} must be at least 1, found {count}")
+        if self.time_limit_minutes is not None and not 0 < self.time_limit_minutes < float("inf"):
+            raise RecipeError(f"time_limit_minutes must be above 0 and finite, or null, found {self.time_limit_minutes}")
         if not 0 <= self.seed < 2**63:
             raise RecipeError(f"seed must lie between 0 and 2^63, found {self.seed}")
         if (self.keep == "best" or self.early_stop) and not (self.evaluations and self.evaluate_every):
@@ -80,7 +83,7 @@ class Recipe(Part):
         """Student and teacher alive, proven to mean the same by a token."""
         student = self.student.load(self.steps)
         teacher = self.teacher.load(student)
-        _share_vocabulary(student, teacher)
+        share_vocabulary(student, teacher)
         return student, teacher
 
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
@@ -92,7 +95,7 @@ class Recipe(Part):
         return student, teacher, source, self.objective
 
 
-def _share_vocabulary(student: Student, teacher: Teacher) -> None:
+def share_vocabulary(student: Student, teacher: Teacher) -> None:
     """Prove that both mean the same by a token, after the student took the teacher's template where it should."""
     if teacher.opened is None:
         return

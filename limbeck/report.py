@@ -105,10 +105,7 @@ def report(runs: Sequence[Path], out: Path, table: dict[str, Any] | None = None,
     names = [Path(run).resolve().name for run in runs]
     folders = [read(Path(run), name if names.count(name) == 1 else str(run), n) for n, (run, name) in enumerate(zip(runs, names, strict=True))]
     page, target = _page(folders, table, title), Path(out) / "report.html" if Path(out).is_dir() else Path(out)
-    try:
-        write_text(target, page)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the report to {target} ({error.strerror}); give another place") from None
+    write_text(target, page)
     return target
 
 
@@ -126,6 +123,8 @@ def read(path: Path, name: str, number: int = 0) -> Folder:
                 found, problem = reader(path / file), "is empty"
             except ValueError:
                 problem = "cannot be read"
+        if isinstance(found, list) and not all(isinstance(row, dict) for row in found):
+            found, problem = [], "cannot be read"
         if found and isinstance(found, type(otherwise)):
             return found
         missing.append(f"{file} {problem} ({FILES[file]})")

@@ -1,22 +1,51 @@
 """What a completion earned: a verifier's reward, and the credit that is left when a baseline is taken from it."""
 
-from collections.abc import Callable
-from typing import Any, cast
+import math
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from limbeck.config import import_object
-from limbeck.errors import RecipeError
+from limbeck.errors import LimbeckError, RecipeError, is_out_of_memory
 from limbeck.lazy import Tensor, torch
 
 Verifier = Callable[[str, dict[str, Any]], float]
 """Given a completion's text and its row's columns (with `prompt`, as text), how good it is."""
 
 
+@contextmanager
+def blaming(path: str) -> Generator[None]:
+    """Say in one line what goes wrong inside a user's own `module:function`, and in which of its lines."""
+    try:
+        yield
+    except LimbeckError:
+        raise
+    except Exception as error:  # it may raise whatever it likes
+        if is_out_of_memory(error):
+            raise
+        module = path.partition(":")[0].rpartition(".")[2]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).stem == module]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise RecipeError(f"{path} raised {type(error).__name__}{where}: {error}; mend it, or name another") from error
+
+
 def verifier(path: str) -> Verifier:
-    """A user's own, by `module:function`."""
-    found = import_object(path)
+    """A user's own, by `module:function`. Raises RecipeError for what is no function, and where it gives no number."""
+    with blaming(path):
+        found = import_object(path)
     if not callable(found):
         raise RecipeError(f'"{path}" is no function; a verifier is called with (completion, row) and returns a number')
-    return cast(Verifier, found)
+
+    def judge(completion: str, row: dict[str, Any]) -> float:
+        with blaming(path):
+            given: Any = found(completion, row)
+            if given is not None and not isinstance(given, str) and math.isfinite(given):
+                return float(given)
+        raise RecipeError(f"{path} gave {str(given)[:80]!r} for a completion; return a finite number")
+
+    return judge
 
 
 def group_credit(reward_B: Tensor, group: int) -> Tensor:

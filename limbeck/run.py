@@ -20,11 +20,10 @@ from typing import Any, Self
 from limbeck import checkpoint, distributed
 from limbeck.batch import Batch
 from limbeck.config import read_yaml, to_yaml
-from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped
+from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped, is_out_of_memory
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, sweep, sync, write_json, write_jsonl, write_text
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.lazy import Tensor
-from limbeck.machine import is_out_of_memory
 from limbeck.objective import Objective, counted
 from limbeck.privacy import shareable
 from limbeck.progress import Progress

@@ -3,8 +3,9 @@
 A draw is a function of seed, step and weights. Row g of a step is the same on one rank and on eight, each drawing its share.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,7 +20,7 @@ from limbeck.distributed import sum_over_ranks
 from limbeck.errors import RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
-from limbeck.reward import RunningBaseline, group_credit, verifier
+from limbeck.reward import RunningBaseline, blaming, group_credit, verifier
 from limbeck.student import Student
 from limbeck.vocabulary import Vocabulary
 
@@ -145,9 +146,12 @@ class OnPolicy(Source):
     _vocabulary: Any = live()
     _share: Any = live()
     _baseline: Any = live()
+    _judge: Any = live()
 
     def __post_init__(self) -> None:
         _check_sizes(self.sequences, self.max_prompt, self.group)
+        if self.keep_above is not None and not math.isfinite(self.keep_above):
+            raise RecipeError(f"OnPolicy.keep_above must be finite, found {self.keep_above}; null keeps every answer")
         if self.keep_above is not None and self.reward is None:
             raise RecipeError("OnPolicy(keep_above=...) needs a reward to compare with; give reward: module:function")
         if self.reward is not None and self.keep_above is None and self.group == 1 and self.baseline == "group":
@@ -172,7 +176,7 @@ class OnPolicy(Source):
         """Open the prompts."""
         made = self.fresh()
         made._pool, made._vocabulary, made._share = Pool(self.prompts, share.seed), vocabulary, share
-        made._baseline = RunningBaseline()
+        made._baseline, made._judge = RunningBaseline(), verifier(self.reward) if self.reward else None
         return made
 
     @property
@@ -198,11 +202,9 @@ class OnPolicy(Source):
         return [Text.answered(ids, new.tokens, _columns(row), new.logp) for (_, row, ids), new in pairs]
 
     def _judged(self, batch: Batch, rows: list[Row]) -> Batch:
-        judge = verifier(str(self.reward))
         answers = [tokens[batch.places_N[batch.sequence_N == b] - batch.starts_B[b]] for b, tokens in enumerate(batch.sequences())]
-        rewards = [
-            float(judge(self._vocabulary.text(ids.tolist()), {**row, "prompt": asked_of(row)})) for ids, row in zip(answers, rows, strict=True)
-        ]
+        asked = [{**row, "prompt": asked_of(row)} for row in rows]
+        rewards = [self._judge(self._vocabulary.text(ids.tolist()), row) for ids, row in zip(answers, asked, strict=True)]
         reward_B = torch.tensor(rewards)
         if self.baseline == "group":
             credit_B = group_credit(reward_B, self.group)
@@ -292,19 +294,30 @@ class CustomSource(Source):
     _vocabulary: Any = live()
     _share: Any = live()
 
+    def __post_init__(self) -> None:
+        _check_sizes(1, self.max_tokens)
+
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
         """Find the function."""
         made = self.fresh()
-        import_object(self.function)
+        with blaming(self.function):
+            import_object(self.function)
         made._vocabulary, made._share = vocabulary, share
         return made
 
     def draw(self, step: int, student: Student) -> Batch:
         """This rank's share of the rows that the function gives."""
-        rows = list(import_object(self.function)(step, self._share.seed))
+        rows = self._rows(step)
         mine = [rows[place] for place in self._share.rows(len(rows))]
         longest = min(self.max_tokens, student.live.context)
         return _batch_of([self._vocabulary.texts(row, Data(path=self.function), longest) for row in mine], "corpus")
+
+    def _rows(self, step: int) -> list[Row]:
+        with blaming(self.function):
+            rows = list(import_object(self.function)(step, self._share.seed))
+        if not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise RecipeError(f"{self.function} gave {str(rows)[:80]} for step {step}; return a list of rows such as {{'prompt': '...'}}")
+        return rows
 
 
 def _batch_of(rows: Sequence[list[Text]], writer: str) -> Batch:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
@@ -17,6 +17,8 @@ from limbeck.machine import Opening, Precision
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from limbeck.loss import Outputs
@@ -100,17 +102,20 @@ class Student(Part):
         """Drop the gradient gathered since the last step."""
         self._optimizer.zero_grad(set_to_none=True)
 
+    def run(self, work: "Callable[[Model], T]") -> T:
+        """Something done with the model in a pass of it, and nothing learnt; every rank must do it."""
+        with torch.no_grad():
+            return self._passes.run(work)
+
     def forward(self, batch: Batch) -> "Outputs":
         """Hidden states and head for each completion token, and nothing learnt."""
-        with torch.no_grad():
-            return self._passes.run(lambda model: model.forward(batch).apart() if is_sharded() else model.forward(batch))
+        return self.run(lambda model: model.forward(batch).apart() if is_sharded() else model.forward(batch))
 
     def measure(self, batch: Batch, said: Targets, objective: Objective) -> dict[str, Tensor]:
         """The same nats [N] by term, and nothing learnt."""
         from limbeck.loss import measure
 
-        with torch.no_grad():
-            return self._passes.run(lambda model: measure(model.forward(batch), said, batch, objective))
+        return self.run(lambda model: measure(model.forward(batch), said, batch, objective))
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip

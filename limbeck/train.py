@@ -4,11 +4,12 @@ from pathlib import Path
 
 from limbeck import distributed
 from limbeck.batch import Batch
+from limbeck.errors import is_out_of_memory
 from limbeck.evaluate import evaluate
-from limbeck.machine import is_out_of_memory
 from limbeck.objective import Objective
 from limbeck.recipe import Recipe
 from limbeck.run import Run
+from limbeck.selftest import self_test
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 
@@ -21,6 +22,8 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     """
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
+        if run.first == 0 and not run.finished:
+            self_test(student, teacher, objective)
         look(run, student, teacher)  # before all, or where a stop left it
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes

@@ -8,6 +8,8 @@ as when it is answered.
 
 import hashlib
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from difflib import unified_diff
 from functools import cached_property
 from typing import Any, cast
@@ -78,9 +80,12 @@ class Vocabulary:
 
     def prompt(self, row: Row, data: Data) -> list[int]:
         """The tokens before an answer: of a dialogue, up to the last turn that is the model's to write."""
-        row = _present(row)
+        with _naming(data):
+            return self._prompt(_present(row), data)
+
+    def _prompt(self, row: Row, data: Data) -> list[int]:
         if "prompt_ids" in row:
-            return _nonempty(list(row["prompt_ids"]))
+            return _nonempty(self._tokens(row, "prompt_ids"))
         messages = self._messages({name: value for name, value in row.items() if name != "completion"}, data)
         if messages is None and "prompt" not in row:
             raise DataError(f"{data.path}: a prompt was asked for, found columns {', '.join(row)}; give prompt or messages")
@@ -88,39 +93,52 @@ class Vocabulary:
             return _nonempty(self._start(_string(row, "prompt")))
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
+        if not messages:
+            raise DataError("a dialogue without a turn before the answer; give it one, of a user's")
         return self.ids(self.chat(messages, prompt=True, **self._arguments(row, data)))
 
     def texts(self, row: Row, data: Data, max_tokens: int) -> list[Text]:
         """The sequences of a row, with their completion spans, each at most `max_tokens` long; empty where no completion fits."""
         row = _present(row)
-        try:
+        with _naming(data):
             texts = self._whole(row, data)
-        except DataError as error:
-            raise DataError(str(error) if data.path in str(error) else f"{data.path}: {error}") from None
         if "text" in row and not any(name in row for name in ("messages", "conversations", "prompt", "prompt_ids")):
             texts = [window for text in texts for window in _windows(text, max_tokens)]
         return [cut for text in texts if (cut := _cut(text, max_tokens)).spans]
 
     def _whole(self, row: Row, data: Data) -> list[Text]:
         columns = other_columns(row)
-        messages = self._messages(row, data)
         if "prompt_ids" in row:
-            return [self._answered(list(row["prompt_ids"]), _completion_ids(row, data), columns, row.get("completion_logp"))]
+            return [self._answered(row, data, columns)]
+        if "prompt" in row and not row.keys() & {"completion", "messages", "conversations"}:
+            raise DataError(f"{data.path}: a prompt without a completion; add the column, or let a model write with OnPolicy(...)")
+        messages = self._messages(row, data)
         if messages is not None:
             return self._dialogue(messages, self._arguments(row, data), columns)
         if "prompt" in row:
-            if "completion" not in row:
-                raise DataError(f"{data.path}: a prompt without a completion; add the column, or let a model write with OnPolicy(...)")
-            return [self._answered(self._start(_string(row, "prompt")), [*self.ids(_string(row, "completion")), *self._eos()], columns)]
+            answer = [*self.ids(_string(row, "completion")), *self._eos()]
+            return [Text.answered(_nonempty(self._start(_string(row, "prompt"))), answer, columns)]
         if "text" not in row:
             raise DataError(f"{data.path}: a row has columns {', '.join(row)}; rows need text, prompt, messages or prompt_ids")
         ids = [*self._start(_string(row, "text")), *self._eos()]
         return [Text(ids, [Span(1, len(ids))], columns)] if len(ids) > 1 else []
 
-    def _answered(self, prompt: list[int], answer: list[int], columns: dict[str, Any], logp: list[float] | None = None) -> Text:
+    def _answered(self, row: Row, data: Data, columns: dict[str, Any]) -> Text:
+        """A row that says its tokens itself."""
+        if "completion_ids" not in row:
+            raise DataError(f"{data.path}: prompt_ids without completion_ids; add the column, or let a model write with OnPolicy(...)")
+        prompt, answer = (self._tokens(row, column) for column in ("prompt_ids", "completion_ids"))
+        logp = _listed(row, "completion_logp", int | float) if "completion_logp" in row else None
         if logp is not None and len(logp) != len(answer):
             raise DataError(f"completion_logp has {len(logp)} numbers for {len(answer)} completion_ids; give one for each")
         return Text.answered(_nonempty(prompt), answer, columns, logp)
+
+    def _tokens(self, row: Row, column: str) -> list[int]:
+        ids = _listed(row, column, int)
+        if unknown := [token for token in ids if not 0 <= token < self.size]:
+            raise DataError(f"{column} holds {unknown[0]}, and the vocabulary has {self.size:,} tokens, 0 to {self.size - 1}; "
+                            "take them from this model's tokenizer")  # fmt: skip
+        return ids
 
     def _messages(self, row: Row, data: Data) -> list[dict[str, Any]] | None:
         """The row as a dialogue, where it is one or is to be rendered as one."""
@@ -193,10 +211,21 @@ def _nonempty(ids: list[int]) -> list[int]:
     return ids
 
 
-def _completion_ids(row: Row, data: Data) -> list[int]:
-    if "completion_ids" not in row:
-        raise DataError(f"{data.path}: prompt_ids without completion_ids; add the column, or let a model write with OnPolicy(...)")
-    return list(row["completion_ids"])
+def _listed(row: Row, column: str, kind: Any) -> list[Any]:
+    """A column that holds a list of numbers, or an array of them."""
+    given: Any = row[column].tolist() if hasattr(row[column], "tolist") else row[column]
+    if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in cast(list[Any], given)):
+        raise DataError(f"{column} must be a list of {'whole ' * (kind is int)}numbers, found {str(cast(Any, given))[:80]!r}")
+    return list(cast(list[Any], given))
+
+
+@contextmanager
+def _naming(data: Data) -> Generator[None]:
+    """Say which data set it is in which something is wrong."""
+    try:
+        yield
+    except (DataError, VocabularyError) as error:
+        raise type(error)(str(error) if data.path in str(error) else f"{data.path}: {error}") from None
 
 
 def _cut(text: Text, max_tokens: int) -> Text:

@@ -12,8 +12,8 @@ FLOORS = [
     {"objective", "divergence", "reward", "loss"},
     {"machine", "models", "generate", "adapters", "optimizer", "prune", "distributed"},
     {"student", "teachers", "sources", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train"},
-    {"report", "quickstart", "cli", "__main__"},
+    {"recipe", "methods", "train", "estimate", "selftest"},
+    {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -188,7 +188,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(made: lb.Recipe, whole: Path, t
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        with pytest.raises(LimbeckError, match=r"cannot write .*: No space left on device; free some space, and the same command goes on"):
+        with pytest.raises(LimbeckError, match=r"cannot write .*: No space left on device; free some space, and give the same command again"):
             lb.distill(made, disk / "run")
         assert subprocess.run(["mount", "-o", "remount,size=40m", str(disk)]).returncode == 0
         lb.distill(made, disk / "run")
@@ -207,7 +207,7 @@ def test_a_write_that_fails_is_one_line(name: str, made: lb.Recipe, whole: Path,
     size = {"write_text": 200, "append_jsonl": 3500, "new_folder": 20_000}[name]
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, held[1]))
     try:
-        with pytest.raises(LimbeckError, match=r"cannot write .*: File too large; raise the limit on the size of files, and the same command"):
+        with pytest.raises(LimbeckError, match=r"cannot write .*: File too large; raise the limit on the size of files, and give the same command"):
             lb.distill(made, tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, held)

@@ -16,7 +16,7 @@ from limbeck.config import Part, part
 from limbeck.data import Pool, asked_of
 from limbeck.distributed import evenly, gathered, rank, ranks
 from limbeck.divergence import ForwardKL, ReverseKL
-from limbeck.errors import DataError
+from limbeck.errors import DataError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
 from limbeck.objective import CrossEntropy, Objective
@@ -57,9 +57,13 @@ class Likelihood(Evaluation):
     tokens_per_pass: int = 2048
     samples: int = 3
 
+    def __post_init__(self) -> None:
+        if min(self.rows, self.max_tokens, self.tokens_per_pass) < 1 or self.samples < 0:
+            raise RecipeError(f"evaluation {self.name}: rows, max_tokens and tokens_per_pass must be at least 1, samples at least 0")
+
     def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
         """Measure; `kl_nats` is KL(teacher || student), `reverse_kl_nats` the other, `ce_nats` on the tokens of the text."""
-        texts = self._written(student) if self.own_text else self._given(student.live.vocabulary)
+        texts = self._written(student) if self.own_text else self._given(student)
         figures = measured(texts, student, teacher, self.tokens_per_pass, self.name)
         if self.own_text:
             figures["samples"] = _all_ranks([_sample(text, student.live.vocabulary) for text in texts])[: self.samples]
@@ -69,18 +73,20 @@ class Likelihood(Evaluation):
         pool = Pool(self.data, seed=0, shuffle=False)
         return pool.take(0, self.rows if pool.streamed else min(self.rows, len(pool)))
 
-    def _given(self, vocabulary: Vocabulary) -> list[Text]:
-        texts = [text for data, row in self._rows() for text in vocabulary.texts(row, data, self.max_tokens)]
+    def _given(self, student: Student) -> list[Text]:
+        longest, vocabulary = min(self.max_tokens, student.live.context), student.live.vocabulary
+        texts = [text for data, row in self._rows() for text in vocabulary.texts(row, data, longest)]
         if not texts:
-            raise DataError(f"evaluation {self.name}: no row has a completion within {self.max_tokens} tokens")
+            raise DataError(f"evaluation {self.name}: no row has a completion within {longest} tokens; raise max_tokens, or give other rows")
         return texts[rank() :: ranks()]
 
     def _written(self, student: Student) -> list[Text]:
         rows = self._rows()
         prompts = [student.live.vocabulary.prompt(row, data) for data, row in rows]
-        kept = [n for n, ids in enumerate(prompts) if len(ids) <= self.max_tokens]
+        longest = min(self.max_tokens, student.live.context - 1)
+        kept = [n for n, ids in enumerate(prompts) if len(ids) <= longest]
         if not kept:
-            raise DataError(f"evaluation {self.name}: no prompt is within {self.max_tokens} tokens")
+            raise DataError(f"evaluation {self.name}: no prompt is within {longest} tokens; raise max_tokens, or give other rows")
         kept = kept[rank() :: ranks()]
         with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
             written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))

@@ -1,0 +1,398 @@
+"""Everything about a recipe that can be refused or foreseen before it costs anything.
+
+In three rounds, each only when the one before found no problem: what needs neither torch nor transformers (files, the
+heads of weight files, sizes, licences, memory, disk); what needs tokenizers (vocabularies, lengths); the self-test, for
+which the models are opened. All of a round is looked at, whatever fails in it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+from limbeck import recipe as recipes
+from limbeck.config import Part, import_object, plain, read_yaml, settings_of
+from limbeck.data import Data, Row, check_columns
+from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
+from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, locate, memory_bytes, memory_here_bytes, size_gap, widths
+from limbeck.objective import CustomTerm
+from limbeck.recipe import Recipe
+from limbeck.sources import Corpus, CustomSource, OnPolicy
+from limbeck.student import Student
+from limbeck.teachers import Local
+
+if TYPE_CHECKING:
+    from limbeck.batch import Text
+    from limbeck.vocabulary import Vocabulary
+
+Verdict = Literal["ok", "note", "problem"]
+
+ROWS = 1000
+"""Of each data set, how many are made tokens of."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was looked at, what was found, and whether it stands in the way."""
+
+    what: str
+    found: str
+    verdict: Verdict = "ok"
+
+
+def check(recipe: Recipe, out: Path, quick: bool = False) -> list[Line]:
+    """Look at everything; `quick` leaves out what needs torch. Opens models, and trains and writes nothing."""
+    looking = _Looking(recipe, out)
+    looking.files()
+    if quick:
+        looking.look("memory", looking.memory(torch=False))
+    for what, look_on in (
+        ("vocabularies, lengths, memory", looking.tokens),
+        ("self-test", lambda: looking.look("self-test", looking.models_alive())),
+    ):
+        if quick or looking.problems:
+            looking.lines.append(Line(what, "left out by --quick" if quick else "looked at once the problems above are mended", "note"))
+        else:
+            look_on()
+    return looking.lines
+
+
+@dataclass
+class _Looking:
+    """A look at a recipe: what was found so far, to be told and to be built upon."""
+
+    recipe: Recipe
+    out: Path
+    lines: list[Line] = field(default_factory=list[Line])
+    models: dict[str, Anatomy] = field(default_factory=dict[str, Anatomy])
+    rows: dict[Any, Sequence[Row]] = field(default_factory=dict[Any, Sequence[Row]])
+    vocabulary: "Vocabulary | None" = None
+    texts: "list[Text]" = field(default_factory=list)
+    load: Load = field(default_factory=Load)
+
+    @property
+    def problems(self) -> list[Line]:
+        """What stands in the way so far."""
+        return [line for line in self.lines if line.verdict == "problem"]
+
+    @property
+    def sets(self) -> list[Data]:
+        """Every data set of the recipe, those of its evaluations too."""
+        return list({_key(data): data for data in _below(self.recipe) if isinstance(data, Data)}.values())
+
+    @property
+    def named(self) -> dict[str, Student | Local]:
+        """The parts that name a model of their own."""
+        teacher = self.recipe.teacher
+        own = isinstance(teacher, Local) and teacher.model != "@student"
+        return {"student": self.recipe.student} | ({"teacher": teacher} if isinstance(teacher, Local) and own else {})
+
+    def look(self, what: str, found: Iterable[Line]) -> None:
+        """Take what is found; what is raised on the way is a problem of its own."""
+        try:
+            for line in found:
+                self.lines.append(line)
+        except LimbeckError as error:
+            self.lines.append(Line(what, str(error), "problem"))
+        except OSError as error:
+            self.lines.append(Line(what, f"cannot read {error.filename or what}: {error.strerror or error}; see that it can be read", "problem"))
+
+    # The first round: no torch
+
+    def files(self) -> None:
+        """Look at what lies in files."""
+        of, terms = self.recipe, " + ".join(term.name for term in self.recipe.objective.terms)
+        self.lines.append(Line("recipe", f"{type(of.source).__name__}, {type(of.teacher).__name__}, {terms}, {of.steps:,} steps"))
+        for data in self.sets:
+            self.look(f"data {data.path}", self.data(data))
+        for what, part in self.named.items():
+            self.look(what, self.model(what, part))
+        if "teacher" not in self.named:
+            local = isinstance(self.recipe.teacher, Local)
+            self.lines.append(Line("teacher", "the student without its adapters" if local else type(self.recipe.teacher).__name__))
+        for path in _functions(self.recipe):
+            self.look(f"function {path}", _function(path))
+        if self.models.keys() >= {"student", "teacher"}:
+            found, stands_out = size_gap(self.models["student"], self.models["teacher"])
+            self.lines.append(Line("size gap", found, "note" if stands_out else "ok"))
+        self.look("run folder", self.run_folder())
+
+    def data(self, data: Data) -> Iterator[Line]:
+        """Rows and columns of a data set, as far as they can be read without `datasets`."""
+        what, path = f"data {data.path}", Path(data.path)
+        if path.suffix == ".parquet" and path.is_file():
+            yield Line(what, f"{_parquet_rows(path):,} rows")
+        elif path.suffix in (".jsonl", ".json", ".parquet"):
+            yield self.counted(data)
+        elif path.is_dir():
+            yield Line(what, "a folder, opened by datasets")
+        elif path.exists() or path.is_absolute() or data.path.startswith((".", "~")):
+            found = "no JSONL or Parquet file" if path.exists() else "not there"
+            raise DataError(f"{data.path} is {found}; give a JSONL or Parquet file, or a name on the hub")
+        else:
+            yield Line(what, "no file of that name here: taken for a name on the hub", "note")
+
+    def counted(self, data: Data) -> Line:
+        """Read a data set: whole, or the first rows of a streamed one."""
+        self.rows[_key(data)] = found = _first_rows(data) if data.streaming else data.rows()
+        return Line(f"data {data.path}", f"streamed: {len(found):,} rows read" if data.streaming else f"{len(found):,} rows")
+
+    def model(self, what: str, part: Student | Local) -> Iterator[Line]:
+        """A model by its files, and its licence."""
+        place = locate(part.model)
+        if place is None:
+            yield Line(what, f"no folder {part.model} here: taken for a name on the hub, and fetched when it is opened", "note")
+            return
+        found = self.models[what] = anatomy(part.model, place)
+        if found.own_code and not part.trust_remote_code:
+            raise ModelError(f"{part.model} runs code of its own; read it, then set {what}.trust_remote_code: true")
+        yield Line(what, str(found))
+        yield Line(f"{what}'s licence", found.licence or "unknown: its files name none", "ok" if found.licence else "note")
+
+    def run_folder(self) -> Iterator[Line]:
+        """Whether the run may be written there, and fits."""
+        known, home = self.out / "recipe.yaml", self.out.absolute()
+        while not home.exists():
+            home = home.parent
+        if known.exists() and read_yaml(known) != plain(self.recipe):
+            raise RecipeError(f"{self.out} holds a run of another recipe; give another --out, or remove it")
+        if not home.is_dir() or not os.access(home, os.W_OK):
+            raise RecipeError(f"cannot write to {home}; give another --out")
+        yield Line("run folder", f"{self.out}, {'to go on from' if known.exists() else 'new'}")
+        if "student" in self.models:
+            there = sum(file.stat().st_size for file in self.out.rglob("*") if file.is_file())
+            taken = disk_bytes(self.recipe, self.models["student"])
+            yield _fits("disk", taken, shutil.disk_usage(home).free + there, "lower keep_last, or give an --out on another disk", spare=1.0)
+
+    def memory(self, torch: bool) -> Iterator[Line]:
+        """What the run takes; without torch, as on a CPU in float32."""
+        if "student" not in self.models or self.named.keys() > self.models.keys():
+            return
+        taken = memory_bytes(self.recipe, self.models["student"], self.models.get("teacher"), self.load, widths(torch))
+        advice = "lower tokens_per_pass, or set student.gradient_checkpointing, student.optimizer.eight_bit, student.lora or teacher.quantization"
+        yield _fits("memory", taken, memory_here_bytes(torch), advice, spare=0.8)
+
+    # The second round: tokenizers
+
+    def tokens(self) -> None:
+        """Look at what must be made tokens of, and at what only the libraries can read."""
+        for what, part in self.named.items():
+            if what not in self.models:
+                self.look(what, self.model_on_hub(what, part))
+        for data in self.sets:
+            if _key(data) not in self.rows:
+                self.look(f"data {data.path}", (self.counted(data) for _ in [0]))
+        if self.named.keys() <= self.models.keys():
+            self.look("vocabularies", self.vocabularies())
+        if self.vocabulary is not None:
+            self.lengths(self.vocabulary)
+        self.look("memory", self.memory(torch=True))
+
+    def lengths(self, vocabulary: "Vocabulary") -> None:
+        """Look at the lengths of every data set that a source draws from."""
+        for source in _below(self.recipe):
+            if isinstance(source, Corpus):
+                found = [(data, self.corpus(data, source, vocabulary)) for data in source.data]
+            else:
+                found = [(data, self.prompts(data, source, vocabulary)) for data in source.prompts] if isinstance(source, OnPolicy) else []
+            for data, sizes in found:
+                if _key(data) in self.rows:
+                    self.look(f"lengths of {data.path}", sizes)
+
+    def model_on_hub(self, what: str, part: Student | Local) -> Iterator[Line]:
+        """A model that is not here, by its configuration."""
+        self.models[what] = anatomy_on_hub(part.model, part.trust_remote_code)
+        yield Line(what, str(self.models[what]))
+
+    def vocabularies(self) -> Iterator[Line]:
+        """Tokenizers against heads and against each other."""
+        from limbeck.machine import Opening
+        from limbeck.models import open_vocabulary
+        from limbeck.vocabulary import Vocabulary
+
+        found = dict[str, Vocabulary]()
+        for what, part in self.named.items():
+            bare = open_vocabulary(part.model, Opening(trust_remote_code=part.trust_remote_code))
+            found[what] = Vocabulary(bare.tokenizer, self.models[what].end_ids)
+        self.vocabulary = found["student"]
+        for what, vocabulary in found.items():
+            yield from self.padding(what, vocabulary)
+        if "teacher" in found:
+            yield from self.agreement(found["student"], found["teacher"])
+
+    def padding(self, what: str, vocabulary: "Vocabulary") -> Iterator[Line]:
+        """The rows of a head against the tokens there are."""
+        rows, size = self.models[what].head_rows or vocabulary.size, vocabulary.size
+        if rows < size:
+            yield Line(f"{what}'s head", f"{self.models[what].name} scores {rows:,} tokens and its tokenizer knows {size:,}; "
+                       "resize its embeddings", "problem")  # fmt: skip
+        elif rows > size:
+            yield Line(f"{what}'s head", f"{rows:,} rows for {size:,} tokens: the rest is padding and cut", "note")
+
+    def agreement(self, mine: "Vocabulary", theirs: "Vocabulary") -> Iterator[Line]:
+        """The proof that both mean the same by a token, as the run makes it: by parts that hold a vocabulary and no weights."""
+        own = mine.tokenizer.chat_template
+        student, teacher = self.recipe.student.fresh(), self.recipe.teacher.fresh()
+        setattr(student, "_open", SimpleNamespace(vocabulary=mine))  # noqa: B010
+        setattr(teacher, "_open", SimpleNamespace(vocabulary=theirs))  # noqa: B010
+        recipes.share_vocabulary(student, teacher)
+        self.vocabulary = shared = student.live.vocabulary
+        yield Line("vocabularies", f"the same {shared.size:,} tokens")
+        if shared is not mine:
+            another = "; its own is another" if own and own != theirs.tokenizer.chat_template else ""
+            yield Line("chat template", f"the student takes the teacher's{another}")
+        elif own != theirs.tokenizer.chat_template:
+            yield Line("chat template", "they differ as text, and render a plain dialogue alike", "note")
+        if shared.end_ids != theirs.end_ids:
+            ends = [", ".join(map(str, each.tokenizer.convert_ids_to_tokens(sorted(each.end_ids)))) for each in (shared, theirs)]
+            yield Line("end tokens", f"the student ends at {ends[0]}, the teacher at {ends[1]}; answers end where the student's do", "note")
+
+    def corpus(self, data: Data, source: Corpus, vocabulary: "Vocabulary") -> Iterator[Line]:
+        """Whole sequences: what is cut, what is left out, what no model can read."""
+        rows = list(islice(self.rows[_key(data)], ROWS))
+        room, theirs = self.rooms()
+        limit, whose = min((source.max_tokens, "max_tokens"), (room, "the student's context"))
+        sizes = [len(text.tokens) for n, row in enumerate(rows, 1) for text in _made(vocabulary.texts, n, row, data, 10**9)]
+        used = [vocabulary.texts(row, data, limit) for row in rows]
+        kept = [text for texts in used for text in texts]
+        if not kept:
+            raise DataError(f"{data.path}: none of {len(rows):,} rows has a completion token within the {limit:,} tokens of {whose}; "
+                            "raise max_tokens, or give shorter prompts with completions")  # fmt: skip
+        tell = partial(_counted, f"lengths of {data.path}")
+        yield Line(f"lengths of {data.path}", f"{len(sizes):,} sequences, median {median(sizes):,.0f} tokens, longest {max(sizes):,}")
+        left_out = sum(not texts for texts in used)
+        yield from tell(left_out, len(rows), f"rows have no completion token within the {limit:,} tokens of {whose} and are left out")
+        cut = "into pieces" if len(kept) > len(sizes) else "there"
+        yield from tell(
+            sum(size > limit for size in sizes), len(sizes), f"sequences are longer than the {limit:,} tokens of {whose} and are cut {cut}"
+        )
+        beyond = sum(len(text.tokens) > theirs for text in kept)
+        past = f"sequences are longer than the {theirs:,} tokens of the teacher's context; lower source.max_tokens to {theirs:,}"
+        yield from tell(beyond, len(kept), past, "problem")
+        self.texts += kept[:1]
+        self.load = replace(self.load, longest_tokens=max(self.load.longest_tokens, *(len(text.tokens) for text in kept)))
+
+    def prompts(self, data: Data, source: OnPolicy, vocabulary: "Vocabulary") -> Iterator[Line]:
+        """Prompts: what is left out, and whether there is room for answers."""
+        rows, new = list(islice(self.rows[_key(data)], ROWS)), source.sampling.max_tokens
+        sizes = [len(_made(vocabulary.prompt, n, row, data)) for n, row in enumerate(rows, 1)]
+        room, theirs = self.rooms()
+        limit, whose = min((source.max_prompt, "max_prompt"), (room - 1, "the student's context, with one left for an answer,"))
+        kept = [size for size in sizes if size <= limit]
+        if not kept:
+            raise DataError(f"{data.path}: none of {len(rows):,} prompts is within the {limit:,} tokens of {whose.partition(',')[0]}; "
+                            "raise max_prompt, or give shorter prompts")  # fmt: skip
+        tell = partial(_counted, f"lengths of {data.path}")
+        middle, longest = median(sizes), max(sizes)
+        yield Line(f"lengths of {data.path}", f"{len(sizes):,} prompts, median {middle:,.0f} tokens, longest {longest:,}; answers of up to {new:,}")
+        yield from tell(len(sizes) - len(kept), len(sizes), f"prompts are longer than the {limit:,} tokens of {whose} and are left out")
+        short_of = f"leave no room for {new:,} new tokens in the {room:,} of the student's context: their answers end there"
+        yield from tell(sum(size + new > room for size in kept), len(kept), f"prompts {short_of}")
+        beyond = sum(min(size + new, room) > theirs for size in kept)
+        past = f"prompts and their answers may pass the {theirs:,} tokens of the teacher's context; lower max_prompt or sampling.max_tokens"
+        yield from tell(beyond, len(kept), past, "problem")
+        whole = max(self.load.longest_tokens, min(max(kept) + new, room))
+        self.load = replace(self.load, longest_tokens=whole, prompt_tokens=max(kept))
+
+    def rooms(self) -> list[int]:
+        """The contexts of student and teacher; without an end where their files name none."""
+        return [(self.models[who].context if who in self.models else None) or 10**9 for who in ("student", "teacher")]
+
+    # The third round: the models themselves
+
+    def models_alive(self) -> Iterator[Line]:
+        """Open them, and see that their numbers are right."""
+        from limbeck.selftest import self_test
+
+        student, teacher = self.recipe.open_pair()
+        yield Line("self-test", str(self_test(student, teacher, self.recipe.objective, self.texts)))
+
+
+def _below(part: Any) -> Iterator[Part]:
+    """Every part that a part is made of."""
+    for name in settings_of(type(part)):
+        value = getattr(part, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Part):
+                yield item
+                yield from _below(item)
+
+
+def _first_rows(data: Data) -> list[Row]:
+    """The beginning of a streamed set."""
+    found = list(islice(data.stream(), ROWS))
+    if not found:
+        raise DataError(f"{data.path} holds no rows; give it at least one")
+    check_columns(found[0], data.path)
+    return found
+
+
+def _key(data: Data) -> tuple[str, str, str | None]:
+    return data.path, data.split, data.name
+
+
+def _functions(recipe: Recipe) -> list[str]:
+    """The user's own functions that the recipe names."""
+    named = [
+        part.reward if isinstance(part, OnPolicy) else part.function
+        for part in _below(recipe)
+        if isinstance(part, OnPolicy | CustomTerm | CustomSource)
+    ]
+    return [path for path in dict.fromkeys(named) if path]
+
+
+def _function(path: str) -> Iterator[Line]:
+    try:
+        found = import_object(path)
+    except LimbeckError:
+        raise
+    except Exception as error:  # a user's module may raise anything when it is imported
+        raise RecipeError(f'cannot import "{path}": {type(error).__name__}: {error}; mend the module') from None
+    if not callable(found):
+        raise RecipeError(f'"{path}" is no function; name one that can be called')
+    yield Line(f"function {path}", "found")
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            count, names = int(file.metadata.num_rows), list[str](file.schema_arrow.names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    if not count:
+        raise DataError(f"{path} holds no rows; give it at least one")
+    check_columns(dict.fromkeys(names, True), str(path))
+    return count
+
+
+def _made(make: Callable[..., Any], number: int, *given: Any) -> Any:
+    """What is made of a row; a refusal says of which."""
+    try:
+        return make(*given)
+    except LimbeckError as error:
+        raise DataError(f"{error} (row {number:,})") from None
+
+
+def _counted(what: str, count: int, total: int, rest: str, verdict: Verdict = "note") -> Iterator[Line]:
+    """A line where there is anything to count: `12 of 1,000 prompts are ...`."""
+    if count:
+        yield Line(what, f"{count:,} of {total:,} {rest}", verdict)
+
+
+def _fits(what: str, taken: dict[str, int], here_bytes: int, advice: str, spare: float) -> Line:
+    """What is taken against what is here; a note above the share `spare`."""
+    whole = sum(taken.values())
+    parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in taken.items())
+    found = f"about {whole / 1e9:.1f} GB ({parts}) of {here_bytes / 1e9:.1f} GB"
+    if whole > here_bytes:
+        return Line(what, f"the run takes {found} of {what}; {advice}", "problem")
+    return Line(what, found, "note" if whole > spare * here_bytes else "ok")
