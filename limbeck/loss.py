@@ -22,7 +22,7 @@ from limbeck.objective import Objective, TokenRows
 from limbeck.targets import Logits, Rows, Targets
 
 CHUNK_BYTES = {"cpu": 30 * 2**20}
-"""Logits of one chunk, as the product leaves them. On a CPU below 32 MiB, the largest block that malloc keeps for the next chunk."""
+"""Logits of one chunk, as the product leaves them: on a CPU enough rows for fast products, and little memory."""
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 BLOCK_ELEMENTS = 2**18
 """Logits of one block on a CPU: a handful of float32 tensors of 1 MiB. Elsewhere a chunk is one block."""

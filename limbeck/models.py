@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from limbeck.batch import Batch
@@ -19,6 +19,7 @@ from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
+from limbeck.memory import memory
 from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
 
@@ -112,7 +113,7 @@ class Writing:
         width = max(len(prompt) for prompt in prompts)
         ids_BS = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device())
         self.mask_BS = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device())
-        self.cache = DynamicCache(config=model.causal.config)
+        self.cache = memory(model.causal.config)
         self.head = model.head.prepared(model.compute)
         self._read(ids_BS, (self.mask_BS.cumsum(-1) - 1).clamp(min=0))
 

@@ -49,6 +49,7 @@ class Student(Part):
     _optimizer: Any = live()
     _steps: Any = live()
     _passes: Any = live()
+    _pen: Any = live()
 
     @classmethod
     def adopt(cls, value: object) -> object:
@@ -62,6 +63,7 @@ class Student(Part):
     def load(self, steps: int) -> Self:
         """The student alive: weights open, ready for `steps` steps."""
         from limbeck.models import open_model
+        from limbeck.pen import Pen
 
         made = self.fresh()
         training = self.gradient_checkpointing or self.quantization is not None
@@ -73,7 +75,7 @@ class Student(Part):
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
             made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
-        made._passes = Passes(made._open, learns=True)
+        made._passes, made._pen = Passes(made._open, learns=True), Pen()
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made
 
@@ -119,8 +121,10 @@ class Student(Part):
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
-        """Complete prompts with the weights as they are."""
-        return self._passes.run_whole(lambda model: write(model, prompts, sampling, seed, step, rows, told=told))
+        """Complete prompts with the weights as they are, rounded to the arithmetic's dtype where that is narrower."""
+        if is_sharded():
+            return self._passes.run_whole(lambda model: write(model, prompts, sampling, seed, step, rows, told=told))
+        return write(self._pen.of(self.live), prompts, sampling, seed, step, rows, told=told)
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""

@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy"},
     {"data", "head", "targets", "batch", "vocabulary"},
     {"objective", "divergence", "reward", "loss"},
-    {"machine", "models", "generate", "adapters", "optimizer", "prune", "distributed"},
+    {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed"},
     {"student", "teachers", "sources", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train", "estimate", "selftest"},
     {"report", "quickstart", "check", "cli", "__main__"},

@@ -150,7 +150,7 @@ def test_refuses_what_is_no_run(tmp_path: Path) -> None:
         report([tmp_path / "file"], tmp_path / "page.html")
     with pytest.raises(CheckpointError, match="no runs was asked for"):
         report([], tmp_path / "page.html")
-    with pytest.raises(LimbeckError, match="cannot write .*page.html: File exists"):
+    with pytest.raises(LimbeckError, match=r"cannot write .*page\.html: File exists"):
         report([run_folder(tmp_path / "kd")], tmp_path / "file" / "page.html")
     assert not (tmp_path / "page.html").exists()
 
