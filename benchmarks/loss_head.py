@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import MIB, Peer, bars, in_turn, machine, peak_bytes, seconds, summary
+from measure import MIB, Peer, bars, give_back_memory, in_turn, machine, peak_bytes, seconds, summary
 from torch import Tensor
 
 from limbeck.batch import Batch, Text
 from limbeck.divergence import JSD, Divergence, ReverseKL
-from limbeck.files import write_json, write_text
+from limbeck.files import read_json, write_json, write_text
 from limbeck.head import Head
 from limbeck.loss import Outputs, row_loss
 from limbeck.machine import hold_memory
@@ -116,12 +116,19 @@ def memory(shape: dict[str, int], dtype: str) -> dict[str, int]:
 
 def one_peak(shape: dict[str, int], dtype: str, name: str) -> int:
     """Bytes above the two gradients: those that are there already, and those of the pass itself, which become them."""
-    hold_memory()
     Case(64, shape["V"], shape["D"], dtype).ours(DIVERGENCES[name])  # libraries and threads are there
     case = Case(**shape, dtype=dtype)
     case.hidden_ND.grad = case.weight_VD.grad = None  # the pass makes them
     gradients = 4 * case.weight_VD.numel() + case.hidden_ND.numel() * case.hidden_ND.element_size()
+    give_back_memory()
     return peak_bytes(lambda: case.ours(DIVERGENCES[name])) - gradients
+
+
+def all_times(asked: argparse.Namespace, large: dict[str, int]) -> dict[str, Any]:
+    """Seconds of everyone, and of us alone where the vocabulary is large."""
+    peer = Peer(asked.peer, HERE / "peers" / "trl_loss.py") if asked.peer else None
+    times = {dtype: timed(SHAPE, dtype, peer, asked.rounds) for dtype in ("float32", "bfloat16")}
+    return times | {f"{dtype}, V = 262,144": timed(large, dtype, None, 2, naive=False) for dtype in ("float32", "bfloat16")}
 
 
 def main() -> None:
@@ -129,19 +136,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python of an environment with TRL 1.16")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory-alone", action="store_true", help="keep the times that were measured before")
     parser.add_argument("--bytes", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.bytes:
         print(one_peak(*json.loads(asked.bytes)))
         return
     hold_memory()
-    peer = Peer(asked.peer, HERE / "peers" / "trl_loss.py") if asked.peer else None
-    large = {**SHAPE, "V": 262144}
-    times = {dtype: timed(SHAPE, dtype, peer, asked.rounds) for dtype in ("float32", "bfloat16")}
-    times |= {f"{dtype}, V = 262,144": timed(large, dtype, None, 3, naive=False) for dtype in ("float32", "bfloat16")}
+    large, target = {**SHAPE, "V": 262144}, HERE / "results" / "loss_head.json"
+    times = read_json(target)["seconds"] if asked.memory_alone else all_times(asked, large)
     shapes = {"": SHAPE, ", N = 4,096": {**SHAPE, "N": 4096}, ", V = 262,144": large}
     mib = {f"{dtype}{name}": memory(shape, dtype) for dtype in ("float32", "bfloat16") for name, shape in shapes.items()}
-    write_json(HERE / "results" / "loss_head.json", {"machine": machine(), "shape": SHAPE, "seconds": times, "MiB_above_the_gradients": mib})
+    write_json(target, {"machine": machine(), "shape": SHAPE, "seconds": times, "MiB_above_the_gradients": mib})
     groups = {
         f"{name}, {d}": {who: each["median"] for who, each in values.items()}
         for d, by in times.items()

@@ -144,13 +144,13 @@ def trl(peer: str, teacher: str, made: dict[str, str], dtype: str, steps: int, s
 
 def compare_on_policy(asked: argparse.Namespace, made: dict[str, str], dtype: str) -> dict[str, Any]:
     """Blocks of steps in turn: TRL's and ours, each in a warm process of its own, over the same prompts."""
-    found: dict[str, list[Any]] = {"Limbeck": [], "TRL, fastest": [], "TRL, as shipped": []}
+    found: dict[str, list[Any]] = {"Limbeck": [], "TRL, helped": [], "TRL, as shipped": []}
     for _ in range(asked.blocks):
         ours = on_policy(asked.teacher, made, dtype)
         found["Limbeck"] += [ours.step(step) for step in range(asked.steps + 1)][1:]
         limits = floors(ours, ours.draw(0))
         del ours
-        for name, shipped in (("TRL, fastest", False), ("TRL, as shipped", True)):
+        for name, shipped in (("TRL, helped", False), ("TRL, as shipped", True)):
             answer = trl(asked.peer, asked.teacher, made, dtype, asked.steps, shipped)
             found[name] += answer["step_seconds"][1:]
     stages = {name: {**summary([row[name] for row in found["Limbeck"]]), "floor": round(limits.get(name, 0.0), 4)} for name in found["Limbeck"][0]}

@@ -30,6 +30,10 @@ from limbeck.recipe import Recipe
 from limbeck.sources import DataSets
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+import measured  # noqa: E402
+from measured import table  # noqa: E402
+
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
 WIDTH = 100
 MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
@@ -66,7 +70,7 @@ def settings(cls: type[Part]) -> str:
     """The docstring of a part and a table of its settings."""
     text, asked = inspect.cleandoc(cls.__doc__ or ""), _asked_types(cls)
     rows = [[f"`{name}`", _type(asked[name]), _default(field)] for name, field in _fields(cls).items()]
-    return text + "\n\n" + _table(["setting", "type", "default"], rows) if rows else f"{text}\n\nNo settings."
+    return text + "\n\n" + table(["setting", "type", "default"], rows) if rows else f"{text}\n\nNo settings."
 
 
 def _fields(cls: type[Part]) -> "dict[str, dataclasses.Field[Any]]":
@@ -153,7 +157,7 @@ def methods() -> str:
             command = f"limbeck distill {method} " + " ".join(f"--{name} {value}" for name, value in (models | given).items())
             who = [spelled(part).replace("()", "") for part in (recipe.source, recipe.teacher, recipe.objective)]
             rows.append([method, *(f"`{one}`" for one in [*who, command])])
-    return _table(["method", "who writes", "who scores", "how far", "command"], rows)
+    return table(["method", "who writes", "who scores", "how far", "command"], rows)
 
 
 def signatures() -> str:
@@ -203,7 +207,7 @@ def refusals() -> str:
             rows.append([words, _asked(asked), str(error)])
         else:
             raise AssertionError(f"{words} is not refused any more: {asked}")
-    return _table(["asked for", "as", "the message"], rows)
+    return table(["asked for", "as", "the message"], rows)
 
 
 def _asked(asked: dict[str, Any]) -> str:
@@ -214,15 +218,13 @@ def _flow(value: Any) -> str:
     return "{" + ", ".join(f"{k}: {_flow(v) if isinstance(v, dict) else v}" for k, v in value.items()) + "}"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *escaped])
-
-
 def block(name: str) -> str:
     """The text of a generated block. Raises KeyError for a name that is none."""
     what, _, which = name.partition(" ")
-    makers: dict[str, Callable[[], str]] = {"methods": methods, "signatures": signatures, "refusals": refusals}
+    makers: dict[str, Callable[[], str]] = {
+        "methods": methods, "signatures": signatures, "refusals": refusals,
+        "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
+    }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)
     if what == "settings":

@@ -21,11 +21,12 @@ from limbeck.head import Head
 from limbeck.objective import Objective, TokenRows
 from limbeck.targets import Logits, Rows, Targets
 
-CHUNK_BYTES = {"cpu": 30 * 2**20}
-"""Logits of one chunk, as the product leaves them: on a CPU enough rows for fast products, and little memory."""
-CHUNK_BYTES_ELSEWHERE = 256 * 2**20
-BLOCK_ELEMENTS = 2**18
-"""Logits of one block on a CPU: a handful of float32 tensors of 1 MiB. Elsewhere a chunk is one block."""
+CHUNK_ELEMENTS = 24 * 2**20
+"""Student's logits of one chunk: as many rows as fast products need (512 at V = 49,152), and 96 MiB in float32."""
+SAID_BYTES = 24 * 2**20
+"""Teacher's logits that exist at once, on a CPU: its one product needs fewer rows than the student's three."""
+BLOCK_ELEMENTS = 2**19
+"""Logits of one block on a CPU: a handful of float32 tensors of 2 MiB. Elsewhere a chunk is one block."""
 PRODUCT_BYTES = 8 * 2**20
 """Rows of the head whose weight gradient is made at once where it is added in another dtype."""
 
@@ -88,23 +89,26 @@ class _Work:
     def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
         """Pass over all chunks; where `gradients` are given, add to them."""
         head = self.head.prepared(hidden_ND.dtype)
-        on_cpu = hidden_ND.device.type == "cpu"
-        at_once = CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES_ELSEWHERE) // (head.vocabulary * hidden_ND.element_size())
-        for rows in slices(len(hidden_ND), at_once):
+        for rows in slices(len(hidden_ND), CHUNK_ELEMENTS // head.vocabulary):
             raw_CV = head.product(hidden_ND[rows])
-            self._chunk(head, rows, raw_CV, BLOCK_ELEMENTS // head.vocabulary if on_cpu else len(raw_CV), gradients is not None)
+            self._chunk(head, rows, raw_CV, gradients is not None)
             if gradients is not None:
                 gradients.add(head, hidden_ND[rows], rows, raw_CV)
 
-    def _chunk(self, head: Head, rows: slice, raw_CV: Tensor, at_once: int, gradient: bool) -> None:
+    def _chunk(self, head: Head, rows: slice, raw_CV: Tensor, gradient: bool) -> None:
         """Fill in the nats of these rows; with `gradient`, put the gradient of their scaled, weighed sum in the place of the product."""
-        student, said = Logits(raw_CV, head), self.said.rows(rows)
-        for inside in slices(len(raw_CV), at_once):
-            logits = student.block(inside)
-            block = slice(rows.start + inside.start, rows.start + inside.stop)
-            gradient_CV = self._block(block, logits, None if said is None else said.block(inside), gradient)
-            if gradient_CV is not None:
-                raw_CV[inside] = head.pull_back(gradient_CV, logits.logits_CV)
+        on_cpu = raw_CV.device.type == "cpu"
+        told_at_once = SAID_BYTES // (head.vocabulary * raw_CV.element_size()) if on_cpu else len(raw_CV)
+        at_once = BLOCK_ELEMENTS // head.vocabulary if on_cpu else len(raw_CV)
+        student = Logits(raw_CV, head)
+        for told in slices(len(raw_CV), told_at_once):
+            said = self.said.rows(slice(rows.start + told.start, rows.start + told.stop))
+            for inside in slices(told.stop - told.start, at_once):
+                here = slice(told.start + inside.start, told.start + inside.stop)
+                logits, block = student.block(here), slice(rows.start + here.start, rows.start + here.stop)
+                gradient_CV = self._block(block, logits, None if said is None else said.block(inside), gradient)
+                if gradient_CV is not None:
+                    raw_CV[here] = head.pull_back(gradient_CV, logits.logits_CV)
 
     def _block(self, rows: slice, student: Logits, said: Rows, gradient: bool) -> Tensor | None:
         """Nats of a block's rows, and the gradient of the scaled, weighed sum on their logits."""
@@ -138,6 +142,7 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         gradients = cast(tuple[Tensor | None, ...], ctx.gradients)
+        ctx.gradients = None  # held here too, autograd would copy the head's gradient before it keeps it
         if bool(upstream[0] == 1):  # as in every step: nothing to multiply, no copy of the head's gradient
             return *gradients, None
         return *(None if g is None else g * upstream[0].to(g) for g in gradients), None

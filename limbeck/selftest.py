@@ -122,13 +122,12 @@ def _detached(outputs: Outputs) -> Outputs:
 @contextmanager
 def _small_chunks(outputs: Outputs) -> Generator[None]:
     """Have the loss head go through rows a few at a time, for as long as the block lasts."""
-    kind, usual = outputs.hidden_ND.device.type, dict(loss.CHUNK_BYTES)
-    loss.CHUNK_BYTES[kind] = CHUNK_ROWS * outputs.head.vocabulary * outputs.hidden_ND.element_size()
+    usual = loss.CHUNK_ELEMENTS
+    loss.CHUNK_ELEMENTS = CHUNK_ROWS * outputs.head.vocabulary
     try:
         yield
     finally:
-        loss.CHUNK_BYTES.clear()
-        loss.CHUNK_BYTES.update(usual)
+        loss.CHUNK_ELEMENTS = usual
 
 
 def _teachers_share(testing: _Testing, objective: Objective, student: Student, teacher: Teacher) -> float | None:

@@ -21,7 +21,7 @@ end of one step to the end of the next, data and callbacks included. `generate_s
 `optimizer_seconds` include clipping.
 """
 
-# Tried on two cores that others used too (8 prompts of GSM8K x 64 new tokens, SmolLM2-135M to 10 of its layers). Seconds of the
+# Tried on two busy cores (8 prompts of GSM8K x 64 new tokens, SmolLM2-135M to 10 of its layers). Seconds of the
 # fastest step of three or four on the same prompts, because stalls fell into most runs; stages are medians without the first step:
 #
 #   bfloat16, as shipped                        7.1   generation 3.5, student 0.5, teacher 0.4, loss 0.6, backward 2.1
