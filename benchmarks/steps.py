@@ -5,8 +5,9 @@
 A teacher of SmolLM2-135M-Instruct and a student of 10 of its layers (the first and the last five). On-policy: 8 prompts of
 GSM8K, exactly 64 new tokens each at temperature 1, reverse KL, AdamW. Supervised: 8 rows of GSM8K, forward KL. Masters in
 float32, arithmetic in `--dtype` for all, warm-up left out, everyone on the same text in turn, medians.
-Claimed: on-policy at least 2 times as fast as TRL at its fastest settings (3 is the aim); supervised at least 1.5 times the
-tokens a second of a loop that forms all logits, with less memory.
+Aimed at: on-policy at least 2 times as fast as TRL at its fastest settings (3 is the aim); supervised at least 1.5 times the
+tokens a second of a loop that forms all logits, with less memory. The first is held in bfloat16 and not in float32, the second
+in memory alone: the models' bodies, the same in both loops, take most of a step.
 
 Stages are timed apart, each beside its floor: writing, one reading of the student's weights a token (measured bandwidth);
 scoring and learning, their multiplications at the speed of one large product here. Writes `benchmarks/results/steps.json`
