@@ -4,8 +4,9 @@
 
 Aimed at, for N = 1024 tokens, V = 49,152, D = 576, reverse KL and JSD(0.5): in float32 at most 1.2 times its four matrix
 products; in bfloat16 at most 2.5 times its own; above the two gradients less than 150 MB of memory, the same at four times
-the N and at V = 262,144. Held so far in bfloat16 alone, by reverse KL; the other results fall short, memory among them. Beside it the formula as one writes it down (`naive`: whole logits, autograd), and TRL's chunked
-kernel, as shipped and with the tile that suits this machine best. Whoever is measured, in turn, round by round; medians.
+the N and at V = 262,144. Held so far in bfloat16 alone, by reverse KL; the other results fall short, memory among them.
+Beside it the formula as one writes it down (`naive`: whole logits, autograd), and TRL's chunked kernel, as shipped and with
+the tile that suits this machine best. Whoever is measured, in turn, round by round; medians.
 Writes `benchmarks/results/loss_head.json` and `benchmarks/results/loss_head.svg`.
 """
 

@@ -17,12 +17,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck import recipe as recipes
-from limbeck.config import Part, import_object, plain, read_yaml, settings_of
+from limbeck.config import Part, import_object, settings_of
 from limbeck.data import Data, Row, check_columns
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, locate, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
+from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
+from limbeck.run import see_recipe
 from limbeck.sources import Corpus, CustomSource, OnPolicy
 from limbeck.student import Student
 from limbeck.teachers import Local
@@ -125,7 +127,7 @@ class _Looking:
 
     def data(self, data: Data) -> Iterator[Line]:
         """Rows and columns of a data set, as far as they can be read without `datasets`."""
-        what, path = f"data {data.path}", Path(data.path)
+        what, path = f"data {data.path}", expanded(data.path)
         if path.suffix == ".parquet" and path.is_file():
             yield Line(what, f"{_parquet_rows(path):,} rows")
         elif path.suffix in (".jsonl", ".json", ".parquet"):
@@ -160,8 +162,7 @@ class _Looking:
         known, home = self.out / "recipe.yaml", self.out.absolute()
         while not home.exists():
             home = home.parent
-        if known.exists() and read_yaml(known) != plain(self.recipe):
-            raise RecipeError(f"{self.out} holds a run of another recipe; give another --out, or remove it")
+        see_recipe(self.out, self.recipe)
         if not home.is_dir() or not os.access(home, os.W_OK):
             raise RecipeError(f"cannot write to {home}; give another --out")
         yield Line("run folder", f"{self.out}, {'to go on from' if known.exists() else 'new'}")

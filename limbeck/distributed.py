@@ -80,8 +80,7 @@ def wait() -> None:
 def evenly(parts: list[Batch]) -> list[Batch]:
     """As many parts on every rank, empty ones too: the ranks meet in every pass."""
     most = max(gathered(len(parts)))
-    nothing = parts[0].select([]) if parts and len(parts) < most else None
-    return parts + [nothing or Batch.of([], "corpus")] * (most - len(parts))
+    return parts + [Batch.of([], "corpus")] * (most - len(parts))
 
 
 class Passes:

@@ -14,6 +14,7 @@ from typing import Any
 
 from limbeck.errors import ModelError
 from limbeck.machine import Precision
+from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.sources import Mix, OnPolicy, Source
 from limbeck.student import Student
@@ -89,7 +90,7 @@ def locate(name: str) -> Path | None:
 
     Raises ModelError for what can be neither.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if path.suffix == ".gguf":

@@ -18,7 +18,7 @@ class Interrupted(BaseException):
 class Interrupts:
     """Turns the two signals into `Interrupted` while the block lasts: at once, or after what is `held`. A second signal does not wait.
 
-    patient: never at once, but only where `check` is called, since other ranks wait for this one.
+    patient: never by itself, since other ranks wait for this one; whoever holds it looks at `asked`.
     """
 
     def __init__(self, patient: bool) -> None:
@@ -43,9 +43,9 @@ class Interrupts:
         self.asked = number
         self.check()
 
-    def check(self, asked: bool = True) -> None:
+    def check(self) -> None:
         """Stop here if somebody asked, and nothing is held."""
-        if asked and self.asked is not None and not self._held:
+        if self.asked is not None and not self._held:
             raise Interrupted(self.asked)
 
     @contextmanager

@@ -130,11 +130,9 @@ class Run:
             raise
 
     def _write_recipe(self) -> None:
-        known, asked = self.out / "recipe.yaml", shareable(to_yaml(self.recipe))
-        if known.exists() and (found := _difference(read_yaml(known), parsed_yaml(asked))):
-            raise CheckpointError(f"{self.out} holds a run of another recipe ({found}); give another --out, or remove it")
+        see_recipe(self.out, self.recipe)
         sweep(self.out)
-        write_text(known, asked)
+        write_text(self.out / "recipe.yaml", shareable(to_yaml(self.recipe)))
 
     def attach(self, student: Any, source: Any) -> None:
         """Put student and source where the newest checkpoint left them, and cut the logs back to it."""
@@ -339,6 +337,13 @@ def model_card(recipe: Any, figures: dict[str, Any]) -> str:
     tags = "library_name: transformers\npipeline_tag: text-generation\ntags: [distillation, limbeck]"
     recipe_yaml = to_yaml(recipe).rstrip()
     return f"---\n{tags}\n---\n# A distilled student\n\n## How it was made\n\n```yaml\n{recipe_yaml}\n```\n\n## Evaluation\n\n{table}\n"
+
+
+def see_recipe(out: Path, recipe: Any) -> None:
+    """See that a folder holds no run of another recipe. Raises CheckpointError with the first setting that differs."""
+    known = out / "recipe.yaml"
+    if known.exists() and (found := _difference(read_yaml(known), parsed_yaml(shareable(to_yaml(recipe))))):
+        raise CheckpointError(f"{out} holds a run of another recipe ({found}); give another --out, or remove it")
 
 
 def _difference(known: Any, asked: Any, path: str = "") -> str:

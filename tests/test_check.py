@@ -209,7 +209,7 @@ def test_a_model_in_the_hubs_cache_is_read_there(home, monkeypatch) -> None:
 def test_a_run_folder_of_another_recipe(home, tmp_path) -> None:
     (tmp_path / "recipe.yaml").write_text(kd(seed=1).yaml)
     (problem,) = found(kd(), tmp_path, quick=True)["problem"]
-    assert "holds a run of another recipe; give another --out" in problem.found
+    assert "holds a run of another recipe (seed is 1 there, 0 here); give another --out" in problem.found
     assert Line("run folder", f"{tmp_path}, to go on from") in found(kd(seed=1), tmp_path, quick=True)["ok"]
 
 

@@ -97,7 +97,7 @@ def schema() -> jsonschema.Draft202012Validator:
 def test_the_schema_allows_every_method(method: str, given: dict[str, str], schema: jsonschema.Draft202012Validator, tmp_path: Path) -> None:
     teacher = {"teacher": "teacher"} if method != "sft" else {}
     (tmp_path / "recipe.yaml").write_text(named(method, student="student", **teacher, **given).yaml)
-    schema.validate(read_yaml(tmp_path / "recipe.yaml"))
+    assert list(schema.iter_errors(read_yaml(tmp_path / "recipe.yaml"))) == []
 
 
 WHOLE: dict[str, Any] = {"student": {"model": "s"}, "source": {"type": "Corpus", "data": "a"}, "teacher": {"type": "Local", "model": "t"}}
@@ -118,7 +118,7 @@ WHOLE: dict[str, Any] = {"student": {"model": "s"}, "source": {"type": "Corpus",
     ],
 )  # fmt: skip
 def test_the_schema_allows_what_a_recipe_allows(changed: dict[str, Any], schema: jsonschema.Draft202012Validator) -> None:
-    schema.validate(WHOLE | changed)
+    assert list(schema.iter_errors(WHOLE | changed)) == []
     if ":" not in str(changed.get("teacher")):
         assert Recipe.of(WHOLE | changed)
 

@@ -110,8 +110,9 @@ def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_p
     sums_B: list[dict[str, float]] = [{} for _ in texts]
     cuts = batch.cuts(tokens_per_pass)
     parts = evenly([batch.select(cut) for cut in cuts])
+    cuts += [[]] * (len(parts) - len(cuts))
     with Progress(f"{name}: scoring", len(parts)).showing() as progress:
-        for cut, pass_, said in zip([*cuts, *[[]] * len(parts)], parts, teacher.score(parts), strict=False):
+        for cut, pass_, said in zip(cuts, parts, teacher.score(parts), strict=True):
             nats = {"count": torch.ones(len(pass_.places_N)), **student.measure(pass_, said, objective)}
             for term, values in nats.items():
                 sums = torch.bincount(pass_.sequence_N, weights=values.double(), minlength=len(pass_)).tolist()
