@@ -17,6 +17,9 @@ from limbeck.lazy import Tensor, torch
 from limbeck.objective import FULL, Term, TokenRows
 from limbeck.targets import Distribution, Logits, Rows, TopKRows
 
+FAR = 80.0
+"""Nats apart at which the lighter of two probabilities is nothing beside the other, and exp() in float32 still finite."""
+
 
 @part
 class Divergence(Term):
@@ -195,20 +198,22 @@ def _over_mixture(p: Distribution, q: Distribution, share: float) -> tuple[Tenso
 
     The mixture's own logarithm is never formed: its rounding, of the size of log V, would be all that is left near p = q.
     """
-    gap, odds = p.log - q.log, math.log(share) - math.log1p(-share)
+    odds = math.log(share) - math.log1p(-share)
     if share <= 0.5:
-        q_over_m = torch.rsub(_softplus(gap + odds if odds else gap), -math.log1p(-share))
+        gap = (p.log - q.log).clamp_(max=FAR)
+        q_over_m = _log_share(gap, odds, -math.log1p(-share))
         return gap.add_(q_over_m), q_over_m
-    p_over_m = torch.rsub(_softplus(-odds - gap), -math.log(share))
-    return p_over_m, p_over_m - gap
+    gap = (q.log - p.log).clamp_(max=FAR)
+    p_over_m = _log_share(gap, -odds, -math.log(share))
+    return p_over_m, gap.add_(p_over_m)
 
 
-def _softplus(x: Tensor) -> Tensor:
-    """`log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))`.
+def _log_share(gap: Tensor, odds: float, most: float) -> Tensor:
+    """`most - log(1 + exp(gap + odds))`; odds are never positive.
 
     Not by torch's softplus or log1p: they take twice the time on a CPU, for digits that a difference of logarithms has not.
     """
-    return x.abs().neg_().exp_().add_(1.0).log_().add_(x.clamp(min=0.0))
+    return torch.rsub((gap + odds if odds else gap).exp().add_(1.0).log_(), most)
 
 
 def _check_inside(name: str, value: float, where: str, ends: str) -> None:

@@ -28,9 +28,12 @@ class Head:
         weight = self.weight_VD.detach()[: self.vocabulary].to(dtype)
         return Head(weight, self.vocabulary, bias, self.scale, self.cap)
 
-    def product(self, hidden_CD: Tensor) -> Tensor:
-        """The matrix product alone [C, V], in the dtype of the (prepared) weight."""
-        return torch.nn.functional.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
+    def product(self, hidden_CD: Tensor, out_CV: Tensor | None = None) -> Tensor:
+        """The matrix product alone [C, V], in the dtype of the (prepared) weight; in a room of its own where none is given."""
+        hidden_CD = hidden_CD.to(self.weight_VD.dtype)
+        if self.bias_V is None:
+            return torch.mm(hidden_CD, self.weight_VD.T, out=out_CV)
+        return torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=out_CV)
 
     def finished(self, raw_CV: Tensor) -> Tensor:
         """Logits [C, V] of a product, in float32 (float64 stays): scaled and capped. May be the product itself."""

@@ -21,12 +21,12 @@ from limbeck.head import Head
 from limbeck.objective import Objective, TokenRows
 from limbeck.targets import Logits, Rows, Targets
 
-CHUNK_ELEMENTS = 24 * 2**20
-"""Student's logits of one chunk: as many rows as fast products need (512 at V = 49,152), and 96 MiB in float32."""
-SAID_BYTES = 24 * 2**20
+CHUNK_ROWS, CHUNK_BYTES = 512, 66 * 2**20
+"""Student's logits that exist at once: as many rows as fast products need, where they fit."""
+SAID_ROWS, SAID_BYTES = 192, 34 * 2**20
 """Teacher's logits that exist at once, on a CPU: its one product needs fewer rows than the student's three."""
-BLOCK_ELEMENTS = 2**19
-"""Logits of one block on a CPU: a handful of float32 tensors of 2 MiB. Elsewhere a chunk is one block."""
+BLOCK_ELEMENTS = 2**18
+"""Logits of one block on a CPU: a handful of float32 tensors of 1 MiB. Elsewhere a chunk is one block."""
 PRODUCT_BYTES = 8 * 2**20
 """Rows of the head whose weight gradient is made at once where it is added in another dtype."""
 
@@ -45,9 +45,9 @@ class Outputs:
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
-    """Cut `count` rows into pieces of at most `size`, at least one row each."""
-    size = max(1, size)
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+    """Cut `count` rows into as few pieces of at most `size` as there can be (of one row at least), all about as long."""
+    pieces = -(-count // max(1, size))
+    return (slice(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces))
 
 
 @dataclass
@@ -89,26 +89,30 @@ class _Work:
     def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
         """Pass over all chunks; where `gradients` are given, add to them."""
         head = self.head.prepared(hidden_ND.dtype)
-        for rows in slices(len(hidden_ND), CHUNK_ELEMENTS // head.vocabulary):
-            raw_CV = head.product(hidden_ND[rows])
-            self._chunk(head, rows, raw_CV, gradients is not None)
-            if gradients is not None:
-                gradients.add(head, hidden_ND[rows], rows, raw_CV)
+        row_bytes = head.vocabulary * head.weight_VD.element_size()
+        chunks = list(slices(len(hidden_ND), min(CHUNK_ROWS, CHUNK_BYTES // row_bytes)))
+        room_CV = hidden_ND.new_empty(max((rows.stop - rows.start for rows in chunks), default=0), head.vocabulary)
+        for rows in chunks:
+            self._chunk(head, rows, hidden_ND[rows], room_CV[: rows.stop - rows.start], gradients)
 
-    def _chunk(self, head: Head, rows: slice, raw_CV: Tensor, gradient: bool) -> None:
-        """Fill in the nats of these rows; with `gradient`, put the gradient of their scaled, weighed sum in the place of the product."""
-        on_cpu = raw_CV.device.type == "cpu"
-        told_at_once = SAID_BYTES // (head.vocabulary * raw_CV.element_size()) if on_cpu else len(raw_CV)
-        at_once = BLOCK_ELEMENTS // head.vocabulary if on_cpu else len(raw_CV)
-        student = Logits(raw_CV, head)
-        for told in slices(len(raw_CV), told_at_once):
-            said = self.said.rows(slice(rows.start + told.start, rows.start + told.stop))
-            for inside in slices(told.stop - told.start, at_once):
-                here = slice(told.start + inside.start, told.start + inside.stop)
-                logits, block = student.block(here), slice(rows.start + here.start, rows.start + here.stop)
-                gradient_CV = self._block(block, logits, None if said is None else said.block(inside), gradient)
-                if gradient_CV is not None:
-                    raw_CV[here] = head.pull_back(gradient_CV, logits.logits_CV)
+    def _chunk(self, head: Head, rows: slice, hidden_CD: Tensor, raw_CV: Tensor, gradients: _Gradients | None) -> None:
+        """Fill in the nats of these rows, and add to the gradients, which take the place of the product."""
+        head.product(hidden_CD, raw_CV)
+        at_once = min(SAID_ROWS, SAID_BYTES // raw_CV[0].nbytes) if raw_CV.device.type == "cpu" else len(raw_CV)
+        for told in slices(len(raw_CV), at_once):
+            self._told(slice(rows.start + told.start, rows.start + told.stop), Logits(raw_CV[told], head), gradients is not None)
+        if gradients is not None:
+            gradients.add(head, hidden_CD, rows, raw_CV)
+
+    def _told(self, rows: slice, student: Logits, gradient: bool) -> None:
+        """The same for as many rows as the teacher is asked about at once."""
+        raw_CV, head, said = student.logits_CV, cast(Head, student.head), self.said.rows(rows)
+        at_once = BLOCK_ELEMENTS // head.vocabulary if raw_CV.device.type == "cpu" else len(raw_CV)
+        for here in slices(len(raw_CV), at_once):
+            logits, block = student.block(here), slice(rows.start + here.start, rows.start + here.stop)
+            gradient_CV = self._block(block, logits, None if said is None else said.block(here), gradient)
+            if gradient_CV is not None:
+                raw_CV[here] = head.pull_back(gradient_CV, logits.logits_CV)
 
     def _block(self, rows: slice, student: Logits, said: Rows, gradient: bool) -> Tensor | None:
         """Nats of a block's rows, and the gradient of the scaled, weighed sum on their logits."""

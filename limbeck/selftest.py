@@ -70,7 +70,7 @@ def self_test(student: Student, teacher: Teacher, objective: Objective, texts: S
 
     def look(model: "Model") -> SelfTest:
         testing = _Testing(_detached(model.forward(batch)), said, batch)
-        with _small_chunks(testing.outputs):
+        with _small_chunks():
             share = _teachers_share(testing, objective, student, teacher)
             return SelfTest(share, _to_itself(testing, objective), max(_chunked(testing, term) for term in objective.terms))
 
@@ -120,14 +120,14 @@ def _detached(outputs: Outputs) -> Outputs:
 
 
 @contextmanager
-def _small_chunks(outputs: Outputs) -> Generator[None]:
+def _small_chunks() -> Generator[None]:
     """Have the loss head go through rows a few at a time, for as long as the block lasts."""
-    usual = loss.CHUNK_ELEMENTS
-    loss.CHUNK_ELEMENTS = CHUNK_ROWS * outputs.head.vocabulary
+    usual = loss.CHUNK_ROWS
+    loss.CHUNK_ROWS = CHUNK_ROWS
     try:
         yield
     finally:
-        loss.CHUNK_ELEMENTS = usual
+        loss.CHUNK_ROWS = usual
 
 
 def _teachers_share(testing: _Testing, objective: Objective, student: Student, teacher: Teacher) -> float | None:

@@ -33,7 +33,7 @@ quick = settings(deadline=None, max_examples=60, database=None, derandomize=True
 @pytest.fixture
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven rows to a chunk, three told at once, two to a block, and a head's weight gradient in pieces."""
-    for name, value in {"CHUNK_ELEMENTS": 7 * V + 5, "SAID_BYTES": 12 * V + 5, "BLOCK_ELEMENTS": 2 * V + 5, "PRODUCT_BYTES": 2**12}.items():
+    for name, value in {"CHUNK_ROWS": 7, "SAID_BYTES": 12 * V + 5, "BLOCK_ELEMENTS": 2 * V + 5, "PRODUCT_BYTES": 2**12}.items():
         monkeypatch.setattr(f"limbeck.loss.{name}", value)
 
 

@@ -37,11 +37,11 @@ BOTH = Objective([ForwardKL(), 0.5 * ReverseKL(), CrossEntropy().on("corpus")])
 
 
 def test_the_self_test_passes_and_leaves_nothing_behind(pair) -> None:
-    chunks = loss.CHUNK_ELEMENTS
+    chunks = loss.CHUNK_ROWS
     done = self_test(*pair, BOTH)
     assert done.gradient is not None and 0.01 < done.gradient < 1
     assert done.to_itself_nats < 1e-6 and done.chunked_relative < 1e-4
-    assert chunks == loss.CHUNK_ELEMENTS and all(weight.grad is None for weight in pair[0].live.module.parameters())
+    assert chunks == loss.CHUNK_ROWS and all(weight.grad is None for weight in pair[0].live.module.parameters())
     assert self_test(pair[0], Silent(), Objective([CrossEntropy()])).gradient is None
 
 
