@@ -16,12 +16,12 @@ from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck import recipe as recipes
 from limbeck.config import Part, import_object, settings_of
 from limbeck.data import Data, Row, check_columns
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
-from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, locate, memory_bytes, memory_here_bytes, size_gap, widths
+from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
+from limbeck.places import locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.run import see_recipe
@@ -239,10 +239,9 @@ class _Looking:
     def agreement(self, mine: "Vocabulary", theirs: "Vocabulary") -> Iterator[Line]:
         """The proof that both mean the same by a token, as the run makes it: by parts that hold a vocabulary and no weights."""
         own = mine.tokenizer.chat_template
-        student, teacher = self.recipe.student.fresh(), self.recipe.teacher.fresh()
+        student = self.recipe.student.fresh()
         setattr(student, "_open", SimpleNamespace(vocabulary=mine))  # noqa: B010
-        setattr(teacher, "_open", SimpleNamespace(vocabulary=theirs))  # noqa: B010
-        recipes.share_vocabulary(student, teacher)
+        student.share_vocabulary(theirs)
         self.vocabulary = shared = student.live.vocabulary
         yield Line("vocabularies", f"the same {shared.size:,} tokens")
         if shared is not mine:

@@ -107,6 +107,43 @@ def evaluate(
 
 
 @app.command()
+def cache(
+    out: Annotated[Path, typer.Option("--out", help="The folder of the cache; the same command goes on where it stopped.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub name, folder or GGUF file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text to annotate (JSONL, Parquet, hub name).")] = None,
+    keep: Annotated[str, typer.Option(help="sampled:50, stratified:50, top:64, hidden or dense.")] = "sampled:50",
+    temperature: Annotated[list[float] | None, typer.Option(help="Of the scores; several are kept side by side, in one pass. Default: 1.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longer sequences are cut there, as a Corpus cuts them.")] = 1024,
+    held_out: Annotated[str | None, typer.Option(help="Text to evaluate on, kept with every probability.")] = None,
+    held_out_rows: Annotated[int, typer.Option(help="How many rows of it.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the teacher's arithmetic: auto, float32 or bfloat16.")] = "auto",
+    tokens_per_pass: Annotated[int, typer.Option(help="Padded tokens that are in memory at once.")] = 2048,
+    verify: Annotated[bool, typer.Option("--verify", help="Only read every byte that is there, and name what is missing or damaged.")] = False,
+) -> None:  # fmt: skip
+    """Ask a teacher once, and keep what it says of some data: students then learn from the folder."""
+    from limbeck.annotate import Annotation, annotate
+    from limbeck.annotate import verify as look
+    from limbeck.data import Data
+    from limbeck.teachers import Local
+
+    if verify:
+        damages = look(out)
+        print("\n".join(map(str, damages)) if damages else f"{out}: every byte is as it was written")
+        raise typer.Exit(2 if damages else 0)
+    if teacher is None or data is None:
+        raise RecipeError(f"cache needs --{'teacher' if teacher is None else 'data'}; only --verify does without")
+    asked = Annotation(
+        Local(teacher, dtype=dtype), Data(data), keep, temperature or [1.0], max_tokens, seed, tokens_per_pass,  # pyright: ignore[reportArgumentType]
+        None if held_out is None else Data(held_out), held_out_rows,
+    )  # fmt: skip
+    found = annotate(asked, out)
+    size, tokens = found.bytes_and_tokens
+    figures = [f"{len(found):,}", f"{tokens:,}", f"{size / 1e6:,.1f}", f"{size / tokens:.1f}"]
+    _table(["cache", "rows", "completion tokens", "MB", "bytes a token"], [[str(out), *figures]])
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the first run.")] = None,

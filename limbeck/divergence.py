@@ -15,7 +15,7 @@ from limbeck.config import part
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
 from limbeck.objective import FULL, Term, TokenRows
-from limbeck.targets import Distribution, Logits, Rows, TopKRows
+from limbeck.targets import Distribution, Logits, Rows, SampledRows, TopKRows
 
 FAR = 80.0
 """Nats apart at which the lighter of two probabilities is nothing beside the other, and exp() in float32 still finite."""
@@ -59,29 +59,41 @@ class ForwardKL(Divergence):
     """`KL(p || q) = sum p log(p / q)`: mode covering; gradient `q - p` (Hinton et al. 2015, arXiv 1503.02531).
 
     From a truncated teacher the tail is one more outcome, `sum_K p log(p/q) + t log(t/u)`: never above the full value.
+    From a sampled one it is `-sum share log q` less the entropy of p: unbiased in value and gradient (arXiv 2503.16870).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
+    needs: ClassVar[frozenset[str]] = frozenset({"distribution", "top k", "sampled"})
 
     def pointwise(self, p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
         """`p (log p - log q)`, slope `-p`."""
         return (p.log - q.log).mul_(p.prob), -p.prob
 
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
-        """Whole distributions as every divergence; truncated ones with their tail."""
-        if not isinstance(said, TopKRows):
+        """Whole distributions as every divergence; truncated ones with their tail, sampled ones with their entropy."""
+        if not isinstance(said, TopKRows | SampledRows):
             return super().rows(student, said, tokens)
-        assert said.temperature == self.temperature, "truncated scores cannot be re-tempered"
-        log_q_CV = student.log_probs(self.temperature)
-        log_q_CK, p_CK = log_q_CV.gather(1, said.ids_CK), said.log_p_CK.exp()
-        log_u_C = log_q_CV.scatter(1, said.ids_CK, float("-inf")).logsumexp(-1)
-        has_tail_C = said.log_tail_C > float("-inf")
-        log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
-        nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
-        log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j (1 - t/u) as two exponentials: neither overflows
-        gradient_CV = log_q_CV.exp().sub_((log_q_CV + log_share_C[:, None]).exp_())
-        gradient_CV.scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
+        assert said.temperature == self.temperature, "stored scores cannot be re-tempered"
+        q = student.at(self.temperature)
+        nats_C, gradient_CV = _from_top_k(q, said) if isinstance(said, TopKRows) else _from_sampled(q, said)
+        if self.temperature == 1.0:
+            return nats_C, gradient_CV
         return nats_C * self.temperature**2, gradient_CV.mul_(self.temperature)
+
+
+def _from_top_k(q: Distribution, said: TopKRows) -> tuple[Tensor, Tensor]:
+    log_q_CK, p_CK = q.log.gather(1, said.ids_CK), said.log_p_CK.exp()
+    log_u_C = q.log.scatter(1, said.ids_CK, float("-inf")).logsumexp(-1)
+    has_tail_C = said.log_tail_C > float("-inf")
+    log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
+    nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
+    log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j (1 - t/u) as two exponentials: neither overflows
+    gradient_CV = q.log.exp().sub_((q.log + log_share_C[:, None]).exp_())
+    return nats_C, gradient_CV.scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
+
+
+def _from_sampled(q: Distribution, said: SampledRows) -> tuple[Tensor, Tensor]:
+    nats_C = -(said.share_CK * q.log_at(said.ids_CK)).sum(-1) - said.entropy_C
+    return nats_C, q.prob.scatter_add(1, said.ids_CK, -said.share_CK)
 
 
 @part

@@ -14,12 +14,11 @@ from typing import Any
 
 from limbeck.errors import ModelError
 from limbeck.machine import Precision
-from limbeck.privacy import expanded
+from limbeck.places import NOT_HERE
 from limbeck.recipe import Recipe
 from limbeck.sources import Mix, OnPolicy, Source
 from limbeck.student import Student
 
-NOT_HERE = "give a folder, a GGUF file or a name on the hub"
 EMBEDDINGS = ("embed", "lm_head", "wte", "wpe", "output.weight", "embed_out")
 """What is in the names of weights that are looked up or score the vocabulary: neither quantised nor adapted."""
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight", "model.embed_tokens.weight", "transformer.wte.weight", "token_embd.weight")
@@ -83,27 +82,6 @@ class Anatomy:
     def head_rows(self) -> int:
         """Outcomes that its head scores, padding among them."""
         return next((self.shapes[name][0] for name in HEADS if name in self.shapes), 0) or self.size("vocab_size")
-
-
-def locate(name: str) -> Path | None:
-    """The folder or GGUF file of a model, the hub's cache included; None for a name on the hub that is not here.
-
-    Raises ModelError for what can be neither.
-    """
-    path = expanded(name)
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        return path
-    if path.suffix == ".gguf":
-        raise ModelError(f"there is no GGUF file {name}; {NOT_HERE}")
-    if path.exists():
-        raise ModelError(f"{name} is a file, and no model; {NOT_HERE}")
-    if path.is_absolute() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-        raise ModelError(f"there is no folder {name}; {NOT_HERE}")
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json")
-    folder = Path(cached).parent if isinstance(cached, str) else None
-    return folder if folder and any(folder.glob("*.safetensors")) else None
 
 
 def anatomy(name: str, place: Path) -> Anatomy:

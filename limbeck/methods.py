@@ -12,10 +12,11 @@ from limbeck.config import build
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
 from limbeck.errors import RecipeError, did_you_mean
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
+from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.sources import Corpus, Mix, OnPolicy
 from limbeck.student import Student
-from limbeck.teachers import Local, Teacher
+from limbeck.teachers import Cached, Local, Teacher
 
 Named = str | Student
 Scorer = str | Teacher
@@ -26,7 +27,9 @@ def _student(value: Named) -> Student:
 
 
 def _teacher(value: Scorer) -> Teacher:
-    return Local(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return Cached(value) if (expanded(value) / "manifest.json").is_file() else Local(value)
 
 
 def sft(student: Named, data: Any, **numbers: Any) -> Recipe:

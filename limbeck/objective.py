@@ -137,7 +137,7 @@ class CrossEntropy(Term):
         """Nats of each token; the gradient is `q - onehot(token)`."""
         q, places_C1 = student.at(), tokens.tokens_C[:, None]
         gradient_CV = q.prob.scatter_add(1, places_C1, q.prob.new_full(places_C1.shape, -1.0))
-        return -q.log.gather(1, places_C1)[:, 0], gradient_CV
+        return -q.log_at(places_C1)[:, 0], gradient_CV
 
 
 @part

@@ -5,9 +5,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from limbeck import vocabulary
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
-from limbeck.divergence import Divergence
+from limbeck.divergence import Divergence, ForwardKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
 from limbeck.objective import CrossEntropy, Objective, Term
@@ -82,31 +81,15 @@ class Recipe(Part):
     def open_pair(self) -> tuple[Student, Teacher]:
         """Student and teacher alive, proven to mean the same by a token."""
         student = self.student.load(self.steps)
-        teacher = self.teacher.load(student)
-        share_vocabulary(student, teacher)
-        return student, teacher
+        return student, self.teacher.load(student)
 
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
         """The four parts alive, where the run's newest checkpoint left them."""
         student, teacher = self.open_pair()
         source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks))
         run.attach(student, source)
-        run.provenance(student.live.described, teacher.opened.described if teacher.opened else type(teacher).__name__)
+        run.provenance(student.live.described, teacher.described)
         return student, teacher, source, self.objective
-
-
-def share_vocabulary(student: Student, teacher: Teacher) -> None:
-    """Prove that both mean the same by a token, after the student took the teacher's template where it should."""
-    if teacher.opened is None:
-        return
-    mine, theirs = student.live.vocabulary, teacher.opened.vocabulary
-    if mine is theirs:
-        return
-    if student.chat_template == "teacher" or not mine.has_template:
-        mine = vocabulary.Vocabulary(mine.tokenizer, mine.end_ids | theirs.end_ids)
-        mine.tokenizer.chat_template = theirs.tokenizer.chat_template
-        student.live.vocabulary = mine
-    vocabulary.prove_equal(mine, theirs)
 
 
 Refusal = Callable[[Term, Recipe], str | None]
@@ -116,7 +99,28 @@ def _nothing_said(term: Term, recipe: Recipe) -> str | None:
     if not term.needs or term.needs & recipe.teacher.says:
         return None
     said = ", ".join(sorted(recipe.teacher.says)) or "nothing"
-    return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {type(recipe.teacher).__name__} says {said}; give Local(model)"
+    can = "ForwardKL(), or another teacher: Local(model)" if recipe.teacher.says & ForwardKL.needs else "Local(model)"
+    return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {type(recipe.teacher).__name__} says {said}; give {can}"
+
+
+def _other_temperature(term: Term, recipe: Recipe) -> str | None:
+    taken = recipe.teacher.temperature_kept
+    if not isinstance(term, Divergence) or taken is None or term.temperature == taken:
+        return None
+    return (
+        f"{term.name}(temperature={term.temperature:g}) of scores that were kept at temperature {taken:g}: they cannot be re-tempered; "
+        f"annotate at {term.temperature:g}, or set the objective's temperature to {taken:g}"
+    )
+
+
+def _unheard(term: Term, recipe: Recipe) -> str | None:
+    own = "student" in recipe.source.writers or any(getattr(evaluation, "own_text", False) for evaluation in recipe.evaluations)
+    if term.needs and own and not recipe.teacher.hears:
+        return (
+            f"{type(recipe.teacher).__name__} cannot have seen text that the student has yet to write (OnPolicy, own_text); "
+            "let a live teacher score it: Local(model)"
+        )
+    return None
 
 
 def _not_its_own_words(term: Term, recipe: Recipe) -> str | None:
@@ -160,5 +164,14 @@ def _itself(term: Term, recipe: Recipe) -> str | None:
     return None
 
 
-REFUSALS: tuple[Refusal, ...] = (_nothing_said, _not_its_own_words, _no_credit, _unchosen_words, _nobody_writes, _itself)
+REFUSALS: tuple[Refusal, ...] = (
+    _nothing_said,
+    _other_temperature,
+    _unheard,
+    _not_its_own_words,
+    _no_credit,
+    _unchosen_words,
+    _nobody_writes,
+    _itself,
+)
 """Each gives the reason why a term cannot stand with this teacher, source and student, ending with what can; or None."""

@@ -17,6 +17,7 @@ from limbeck.machine import Opening, Precision
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
+from limbeck.vocabulary import Vocabulary, prove_equal
 
 T = TypeVar("T")
 
@@ -84,6 +85,18 @@ class Student(Part):
         """The open model."""
         assert self._open is not None, "this student is only its settings; load() it"
         return self._open
+
+    def take_template(self, template: str | None, end_ids: frozenset[int]) -> Vocabulary:
+        """The vocabulary, dialogues rendered by the teacher's template where this student has none or was told to take it."""
+        mine = self.live.vocabulary
+        if self.chat_template == "teacher" or not mine.has_template:
+            mine = self.live.vocabulary = mine.with_template(template, end_ids)
+        return mine
+
+    def share_vocabulary(self, theirs: Vocabulary) -> None:
+        """Prove that student and teacher mean the same by a token, the template taken first."""
+        if self.live.vocabulary is not theirs:
+            prove_equal(self.take_template(theirs.tokenizer.chat_template, theirs.end_ids), theirs)
 
     def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float, last: bool = True) -> dict[str, Tensor]:
         """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term.

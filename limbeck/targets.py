@@ -7,22 +7,33 @@ Targets cover a whole pass; `rows(chunk)` gives what was said about a few of its
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 from limbeck.head import Head
 from limbeck.lazy import Tensor
 
 
 class Distribution:
-    """`softmax(logits / T)` at C tokens: `log` in nats and `prob`, each [C, V]. Nobody changes them."""
+    """`softmax(logits / T)` at C tokens: `log` in nats and `prob`, each [C, V], made when asked for. Nobody changes them."""
 
     def __init__(self, logits_CV: Tensor, temperature: float) -> None:
         # Not torch.log_softmax: in float32 on a CPU it loses the small terms of a long sum, up to 1e-3 nats at V = 262,144.
         # The maximum goes before the temperature, whose division rounds large logits.
         shifted_CV = logits_CV - logits_CV.amax(-1, keepdim=True)
         shifted_CV = shifted_CV if temperature == 1.0 else shifted_CV.div_(temperature)
-        self._exp_CV = shifted_CV.exp()
+        self._shifted_CV, self._exp_CV = shifted_CV, shifted_CV.exp()
         self._sum_C1 = self._exp_CV.sum(-1, keepdim=True)
-        self.log = shifted_CV.sub_(self._sum_C1.log())
+
+    @cached_property
+    def log(self) -> Tensor:
+        """Log-probabilities, made when first asked for in the place of what they are made of."""
+        return self._shifted_CV.sub_(self._sum_C1.log())
+
+    def log_at(self, ids_CK: Tensor) -> Tensor:
+        """Log-probabilities of a few outcomes of each token, without those of all others."""
+        if "log" in self.__dict__:
+            return self.log.gather(1, ids_CK)
+        return self._shifted_CV.gather(1, ids_CK).sub_(self._sum_C1.log())
 
     @cached_property
     def prob(self) -> Tensor:
@@ -74,14 +85,33 @@ class TopKRows:
         return TopKRows(self.ids_CK[rows], self.log_p_CK[rows], self.log_tail_C[rows], self.temperature)
 
 
-Rows = Logits | TopKRows | None
+@dataclass(frozen=True)
+class SampledRows:
+    """What a sampled teacher said of C tokens: K outcomes and the share of the draws that fell on each, at `temperature`.
+
+    ids_CK: int64, each outcome once. share_CK: counts over draws, 0 where a token has fewer outcomes than K.
+    entropy_C: nats, of the whole distribution.
+    """
+
+    ids_CK: Tensor
+    share_CK: Tensor
+    entropy_C: Tensor
+    temperature: float
+
+    def block(self, rows: slice) -> "SampledRows":
+        """A few of these tokens."""
+        return SampledRows(self.ids_CK[rows], self.share_CK[rows], self.entropy_C[rows], self.temperature)
+
+
+Rows = Logits | TopKRows | SampledRows | None
 """What can be said of a chunk of tokens; None where nothing is."""
 
 
 class Targets(ABC):
-    """What was said about each of N completion tokens, and by whom (`fingerprint`)."""
+    """What was said about each of N completion tokens, and by whom (`fingerprint`). `says`: which of what a term may need."""
 
     fingerprint: str
+    says: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def rows(self, chunk: slice) -> Rows:
@@ -114,6 +144,7 @@ class Dense(Targets):
     hidden_ND: Tensor
     head: Head
     fingerprint: str
+    says: ClassVar[frozenset[str]] = frozenset({"distribution"})
 
     @cached_property
     def _prepared(self) -> Head:
@@ -140,6 +171,7 @@ class TopK(Targets):
     log_tail_N: Tensor
     fingerprint: str
     temperature: float = 1.0
+    says: ClassVar[frozenset[str]] = frozenset({"top k"})
 
     @staticmethod
     def of(log_p_NV: Tensor, k: int, fingerprint: str, temperature: float = 1.0) -> "TopK":
@@ -155,3 +187,44 @@ class TopK(Targets):
     def select(self, rows_N: Tensor) -> "TopK":
         """The same about these tokens only."""
         return replace(self, ids_NK=self.ids_NK[rows_N], log_p_NK=self.log_p_NK[rows_N], log_tail_N=self.log_tail_N[rows_N])
+
+
+@dataclass(frozen=True)
+class Sampled(Targets):
+    """Outcomes drawn from the teacher with replacement, and the share of the draws each got (random-sampling KD, arXiv 2503.16870).
+
+    ids_NK: int64 [N, K], each outcome of a token once. share_NK: counts over draws [N, K], 0 where there are fewer than K;
+    its expectation is the teacher's distribution, whatever the number of draws. entropy_N: nats, of the whole distribution.
+    """
+
+    ids_NK: Tensor
+    share_NK: Tensor
+    entropy_N: Tensor
+    fingerprint: str
+    temperature: float = 1.0
+    says: ClassVar[frozenset[str]] = frozenset({"sampled"})
+
+    def rows(self, chunk: slice) -> SampledRows:
+        """The drawn outcomes at these tokens."""
+        return SampledRows(self.ids_NK[chunk], self.share_NK[chunk], self.entropy_N[chunk], self.temperature)
+
+    def select(self, rows_N: Tensor) -> "Sampled":
+        """The same about these tokens only."""
+        return replace(self, ids_NK=self.ids_NK[rows_N], share_NK=self.share_NK[rows_N], entropy_N=self.entropy_N[rows_N])
+
+
+@dataclass(frozen=True)
+class Whole(Targets):
+    """The whole distribution as log-probabilities in nats [N, V], stored ones for example."""
+
+    log_p_NV: Tensor
+    fingerprint: str
+    says: ClassVar[frozenset[str]] = frozenset({"distribution"})
+
+    def rows(self, chunk: slice) -> Logits:
+        """Log-probabilities, which are logits too."""
+        return Logits(self.log_p_NV[chunk].float())
+
+    def select(self, rows_N: Tensor) -> "Whole":
+        """The same about these tokens only."""
+        return replace(self, log_p_NV=self.log_p_NV[rows_N])

@@ -2,26 +2,43 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.distributed import Passes
-from limbeck.errors import RecipeError
+from limbeck.errors import CacheError, RecipeError
 from limbeck.lazy import torch
 from limbeck.machine import Opening, Precision
+from limbeck.privacy import expanded
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
+from limbeck.vocabulary import prove_traits
 
 if TYPE_CHECKING:
+    from limbeck.cache import Manifest
     from limbeck.models import Model
 
 
 class Teacher(Part, ABC):
-    """Base of all who score. `says` is what it can be asked for: "distribution", "top k", or nothing."""
+    """Base of all who score."""
 
-    says: ClassVar[frozenset[str]] = frozenset()
+    @property
+    def says(self) -> frozenset[str]:
+        """What it can be asked for: "distribution", "top k", "sampled", or nothing."""
+        return frozenset()
+
+    @property
+    def hears(self) -> bool:
+        """Whether it can be asked about text that nobody has shown it before."""
+        return True
+
+    @property
+    def temperature_kept(self) -> float | None:
+        """The one temperature at which its scores hold; None where they hold at any."""
+        return None
 
     def load(self, student: Student) -> Self:
         """The teacher alive, for this student."""
@@ -31,6 +48,11 @@ class Teacher(Part, ABC):
     def opened(self) -> "Model | None":
         """Its model, where it has one on this machine."""
         return None
+
+    @property
+    def described(self) -> str | dict[str, Any]:
+        """What it is, for the records."""
+        return self.opened.described if self.opened else type(self).__name__
 
     @abstractmethod
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
@@ -60,8 +82,6 @@ class Local(Teacher):
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
 
-    says: ClassVar[frozenset[str]] = frozenset({"distribution", "top k"})
-
     _open: Any = live()
     _passes: Any = live()
     _student: Any = live()
@@ -71,18 +91,25 @@ class Local(Teacher):
         """A folder may stand for the whole."""
         return cls(model=str(value)) if isinstance(value, Path) else value
 
-    def load(self, student: Student) -> Self:
-        """Open the model, unless it is the student's own."""
+    @property
+    def says(self) -> frozenset[str]:
+        """Whole distributions, of which any can be made."""
+        return frozenset({"distribution", "top k"})
+
+    def load(self, student: Student | None) -> Self:
+        """Open the model, unless it is the student's own; a teacher alone needs no student."""
         from limbeck.models import open_model
 
         made = self.fresh()
         if self.model == "@student":
-            if student.lora is None:
+            if student is None or student.lora is None:
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
             made._open = open_model(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
             made._passes = Passes(made._open, learns=False)
+            if student is not None:
+                student.share_vocabulary(made._open.vocabulary)
         return made
 
     @property
@@ -105,3 +132,100 @@ class Local(Teacher):
         for batch in parts:
             known = batch.said is not None and batch.said.fingerprint == self.model
             yield batch.said if known and batch.said is not None else self._say(batch)
+
+
+@part
+class Cached(Teacher):
+    """What a teacher said before, from a folder that `limbeck cache` filled; only of text that it was shown then.
+
+    temperature: which of several was kept; needed only where there are several. Rows of a `held-out` cache inside the
+    folder are found too.
+    """
+
+    folder: str
+    temperature: float | None = None
+
+    _caches: Any = live()
+    _vocabulary: Any = live()
+
+    @classmethod
+    def adopt(cls, value: object) -> object:
+        """A folder may stand for the whole."""
+        return cls(folder=str(value)) if isinstance(value, Path) else value
+
+    def __post_init__(self) -> None:
+        taken = self._manifest.temperatures
+        if self.temperature is None and len(taken) > 1 and self._manifest.kept.tempered:
+            raise CacheError(
+                f"{self.folder} holds temperatures {', '.join(f'{each:g}' for each in taken)}; say which: Cached(folder, temperature=...)"
+            )
+        if self.temperature is not None and self._manifest.kept.tempered and self.temperature not in taken:
+            raise CacheError(
+                f"{self.folder} holds temperature {', '.join(f'{each:g}' for each in taken)}, not {self.temperature:g}; annotate at it too"
+            )
+
+    @cached_property
+    def _manifest(self) -> "Manifest":
+        from limbeck.cache import Manifest
+
+        return Manifest.read(expanded(self.folder))
+
+    @property
+    def says(self) -> frozenset[str]:
+        """What was kept."""
+        return self._manifest.kept.says
+
+    @property
+    def hears(self) -> bool:
+        """Only what it heard before."""
+        return False
+
+    @property
+    def temperature_kept(self) -> float | None:
+        """The one it was kept at, unless all can be made of it."""
+        return (self.temperature or self._manifest.temperatures[0]) if self._manifest.kept.tempered else None
+
+    @property
+    def described(self) -> str | dict[str, Any]:
+        """The teacher that was asked, and what was kept."""
+        return {**self._manifest.teacher, "kept": self._manifest.keep, "cache": self._manifest.identity}
+
+    def load(self, student: Student) -> Self:
+        """Open the cache, and see that it means the same by a token as the student."""
+        from limbeck.cache import Cache
+
+        made, traits = self.fresh(), self._manifest.vocabulary
+        mine = student.take_template(traits["template"], frozenset(traits["end_ids"]))
+        prove_traits(mine, traits)
+        folder = expanded(self.folder)
+        inside = [folder / HELD_OUT] if (folder / HELD_OUT / "manifest.json").is_file() else []
+        made._caches, made._vocabulary = [Cache.open(each) for each in (folder, *inside)], mine
+        return made
+
+    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
+        """What was kept about each part. Raises CacheError for a row that nobody annotated."""
+        for batch in parts:
+            yield self._kept(batch)
+
+    def _kept(self, batch: Batch) -> Targets:
+        if not len(batch):
+            return Nothing()
+        temperature = self.temperature_kept or 1.0
+        for cache in self._caches:
+            if all(map(cache.holds, cache.keys(batch, temperature))):
+                return cache.targets(batch, temperature)
+        raise CacheError(self._unseen(batch, temperature))
+
+    def _unseen(self, batch: Batch, temperature: float) -> str:
+        seen = [any(cache.holds(cache.keys(batch.select([b]), temperature)[0]) for cache in self._caches) for b in range(len(batch))]
+        if all(seen):
+            return f"{self.folder}: some rows of one pass stand in {HELD_OUT} and some outside; evaluate on data of one kind"
+        tokens = batch.sequences()[seen.index(False)].tolist()
+        return (
+            f"{self.folder} has not seen {seen.count(False)} of {len(seen)} rows of a pass; the first has {len(tokens)} tokens and begins "
+            f"{self._vocabulary.text(tokens)[:60]!r}; annotate this data with the same template and max_tokens: limbeck cache"
+        )
+
+
+HELD_OUT = "held-out"
+"""The folder inside a cache that holds text to evaluate on, annotated densely."""

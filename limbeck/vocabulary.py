@@ -8,7 +8,7 @@ as when it is answered.
 
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from difflib import unified_diff
 from functools import cached_property
@@ -58,8 +58,26 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """A name for this map and template, the same wherever they are the same."""
-        whole = json.dumps([sorted(self.map.items()), self.tokenizer.chat_template, sorted(self.end_ids)])
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return _hash([sorted(self.map.items()), self.tokenizer.chat_template, sorted(self.end_ids)])
+
+    @property
+    def traits(self) -> dict[str, Any]:
+        """What another must have in common to mean the same: what `prove_equal` compares, in a few words and numbers."""
+        rendered = self.chat(PROBE) if self.has_template else None
+        return {
+            "tokens": self.size,
+            "map": _hash(sorted(self.map.items())),
+            "cut": _hash(self.ids(PROBE_TEXT)),
+            "rendered": rendered,
+            "template": self.tokenizer.chat_template if self.has_template else None,
+            "end_ids": sorted(self.end_ids),
+        }
+
+    def with_template(self, template: str | None, end_ids: frozenset[int]) -> "Vocabulary":
+        """The same tokens, dialogues rendered by another template, ended by its end tokens too."""
+        made = Vocabulary(self.tokenizer, self.end_ids | end_ids)
+        made.tokenizer.chat_template = template
+        return made
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a piece of text, with nothing put before or after it."""
@@ -199,6 +217,10 @@ def _present(row: Row) -> Row:
     return {name: value for name, value in row.items() if value is not None}
 
 
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def _string(row: Row, column: str) -> str:
     if isinstance(row[column], list | dict):
         raise DataError(f"{column} must be text, found {type(row[column]).__name__}; put dialogues into messages")
@@ -260,6 +282,21 @@ def prove_equal(student: Vocabulary, teacher: Vocabulary) -> None:
         lines = unified_diff(student.chat(PROBE).split("\n"), teacher.chat(PROBE).split("\n"), "student", "teacher", lineterm="", n=0)
         shown = " | ".join(list(lines)[2:8])
         raise VocabularyError(f"the chat templates differ: {shown}; to render by the teacher's, set student.chat_template=teacher")
+
+
+def prove_traits(student: Vocabulary, traits: Mapping[str, Any]) -> None:
+    """The same of a teacher of whom only `traits` are known. Raises VocabularyError with what differs."""
+    mine = student.traits
+    if mine["map"] != traits["map"]:
+        raise VocabularyError(
+            f"the vocabularies of student ({mine['tokens']:,} tokens) and teacher ({traits['tokens']:,}) differ, and stored scores are of "
+            "the teacher's tokens; choose a student of the teacher's family"
+        )
+    if mine["cut"] != traits["cut"]:
+        raise VocabularyError("the tokenizers know the same tokens and cut text differently; use the teacher's tokenizer for the student")
+    if mine["rendered"] and traits["rendered"] and mine["rendered"] != traits["rendered"]:
+        where = _first_difference(mine["rendered"], traits["rendered"])
+        raise VocabularyError(f"the chat templates differ: {where}; to render by the teacher's, set student.chat_template=teacher")
 
 
 def _map_difference(a: dict[str, int], b: dict[str, int]) -> str:

@@ -23,7 +23,8 @@ from limbeck.check import Line, check
 from limbeck.data import Data
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import ModelError
-from limbeck.estimate import Anatomy, anatomy, locate
+from limbeck.estimate import Anatomy, anatomy
+from limbeck.places import locate
 from limbeck.evaluate import Likelihood
 from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective

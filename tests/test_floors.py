@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
-    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy"},
+    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards"},
     {"data", "head", "targets", "batch", "vocabulary"},
-    {"objective", "divergence", "reward", "loss"},
+    {"objective", "divergence", "reward", "loss", "keep"},
     {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed"},
-    {"student", "teachers", "sources", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train", "estimate", "selftest"},
+    {"student", "teachers", "cache", "sources", "evaluate", "checkpoint", "trackers", "run"},
+    {"recipe", "methods", "train", "estimate", "selftest", "annotate"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,11 +19,12 @@ from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
-from limbeck.objective import CrossEntropy, Objective
+from limbeck.objective import FULL, CrossEntropy, Objective, Term
 from limbeck.progress import Progress
 from limbeck.sources import DataSets
 from limbeck.student import Student
-from limbeck.teachers import Silent, Teacher
+from limbeck.targets import Targets
+from limbeck.teachers import Teacher
 from limbeck.vocabulary import Vocabulary
 
 RESAMPLES = 2000
@@ -106,20 +107,26 @@ def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_p
     texts: of several ranks each has its share, dealt out in turn.
     """
     batch = Batch.of(list(texts), "corpus")
-    objective = Objective([CrossEntropy()]) if isinstance(teacher, Silent) else Objective([CrossEntropy(), ForwardKL(), ReverseKL()])
     sums_B: list[dict[str, float]] = [{} for _ in texts]
     cuts = batch.cuts(tokens_per_pass)
     parts = evenly([batch.select(cut) for cut in cuts])
     cuts += [[]] * (len(parts) - len(cuts))
     with Progress(f"{name}: scoring", len(parts)).showing() as progress:
         for cut, pass_, said in zip(cuts, parts, teacher.score(parts), strict=True):
-            nats = {"count": torch.ones(len(pass_.places_N)), **student.measure(pass_, said, objective)}
+            nats = {"count": torch.ones(len(pass_.places_N)), **student.measure(pass_, said, _measurable(said, teacher))}
             for term, values in nats.items():
                 sums = torch.bincount(pass_.sequence_N, weights=values.double(), minlength=len(pass_)).tolist()
                 for b, total in zip(cut, sums, strict=True):
                     sums_B[b][term] = total
             progress.advance(1, len(pass_.tokens_T))
     return _figures(_all_ranks(sums_B))
+
+
+def _measurable(said: Targets, teacher: Teacher) -> Objective:
+    """The terms that can be measured of what was said."""
+    temperature = 1.0 if said.says & FULL else teacher.temperature_kept or 1.0
+    terms: list[Term] = [CrossEntropy(), ForwardKL(), ReverseKL()]
+    return Objective([term for term in terms if not term.needs or (term.needs & said.says and temperature == 1.0)])
 
 
 KEYS = {"CrossEntropy": "ce_nats", "ForwardKL": "kl_nats", "ReverseKL": "reverse_kl_nats"}

@@ -1,0 +1,240 @@
+"""Asking a teacher once: its scores of all sequences of some data, kept in a cache.
+
+The work is cut into pieces of rows. A process takes a piece that nobody else has, asks the teacher about the sequences of
+it that the cache does not hold, and writes them as one shard; so several processes may fill one cache, and one that is
+killed loses no more than its piece. What a sequence is told depends on its content and the seed alone.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from limbeck.batch import Batch, Text
+from limbeck.cache import Cache, Manifest, written_head
+from limbeck.data import Data, Row
+from limbeck.errors import CacheError, DataError, RecipeError, Stopped
+from limbeck.interrupt import Interrupted, Interrupts
+from limbeck.keep import Columns, kept
+from limbeck.places import fingerprint
+from limbeck.progress import Progress
+from limbeck.shards import Damage
+from limbeck.teachers import HELD_OUT, Local
+
+PIECE_ROWS = 256
+"""Rows of the data that are worked on at once and become one shard."""
+PILOT_ROWS, SAMPLE_ROWS = 64, 2000
+"""Rows spread over the data: asked about first, to tell how long and how large; and tokenised, to tell how many tokens."""
+WAIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is asked: of which teacher, about which text, and what is kept of it.
+
+    temperatures: each is kept apart, in one pass of the teacher. held_out: text to evaluate on, its first
+    `held_out_rows` kept with every probability, as `held-out` inside the folder.
+    """
+
+    teacher: Local
+    data: Data
+    keep: str = "sampled:50"
+    temperatures: list[float] = field(default_factory=lambda: [1.0])
+    max_tokens: int = 1024
+    seed: int = 0
+    tokens_per_pass: int = 2048
+    held_out: Data | None = None
+    held_out_rows: int = 64
+
+    def __post_init__(self) -> None:
+        kept(self.keep)
+        if min(self.max_tokens, self.tokens_per_pass, self.held_out_rows) < 1:
+            raise RecipeError("max_tokens, tokens_per_pass and held_out_rows must be at least 1")
+        if not self.temperatures or not all(0 < each < float("inf") for each in self.temperatures):
+            raise RecipeError(f"temperatures must be above 0 and finite, found {', '.join(map(str, self.temperatures))}")
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed must lie between 0 and 2^63, found {self.seed}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to come. bytes of the scores alone; seconds on this machine, in one process."""
+
+    rows: int
+    tokens: int
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return f"{self.rows:,} rows, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB and {minutes}:{seconds:02d} minutes"
+
+
+def annotate(asked: Annotation, out: Path) -> Cache:
+    """Fill a cache with what a teacher says of some data; what is there already is not asked again, what is damaged is.
+
+    Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end, after saving.
+    """
+    teacher = asked.teacher.load(None)
+    if asked.held_out is not None:
+        held = replace(asked, data=asked.held_out, keep="hidden", held_out=None)
+        _Filling(held, teacher, out / HELD_OUT, asked.held_out_rows).run()
+    return _Filling(asked, teacher, out).run()
+
+
+def verify(out: Path) -> list[Damage]:
+    """Read every byte of a cache: what is missing or damaged."""
+    inside = [out / HELD_OUT] if (out / HELD_OUT / "manifest.json").is_file() else []
+    found = list[Damage]()
+    for folder in (out, *inside):
+        cache = Cache(folder, Manifest.read(folder), known=False)
+        found += cache.shards.verify()
+        if cache.manifest.head is not None:
+            assert cache.head is not None  # or it has raised
+    return found
+
+
+class _Filling:
+    """One cache being filled by this process."""
+
+    def __init__(self, asked: Annotation, teacher: Local, out: Path, rows: int | None = None) -> None:
+        self.asked, self.teacher, self.out = asked, teacher, out
+        self.limit = min(asked.max_tokens, teacher.opened.context)
+        self.rows: Sequence[Row] = asked.data.rows()[:rows]
+        self.temperatures = sorted(set(asked.temperatures)) if kept(asked.keep).tempered else [1.0]
+        self.cache = self._open()
+        self.unused = 0
+
+    def run(self) -> Cache:
+        """Fill it."""
+        with Interrupts(patient=False) as interrupts:
+            try:
+                self._repair()
+                print(f"{self.out}: {self._estimate()}", flush=True)
+                self._fill(interrupts)
+            except Interrupted as stop:
+                go_on = "the same command goes on"
+                raise Stopped(f"{self.out}: stopped after {len(self.cache):,} rows, which are saved; {go_on}", stop.number) from None
+        if not len(self.cache):
+            raise DataError(f"{self.asked.data.path}: no row has a completion within {self.limit} tokens; raise max_tokens, or give other rows")
+        return self.cache
+
+    def _open(self) -> Cache:
+        """The cache, new or as it was left. Raises CacheError for one of another teacher, tokenizer or setting."""
+        model, there = self.teacher.opened, (self.out / "manifest.json").is_file()
+        wanted = Manifest(
+            teacher={**_without_size(model.described), "fingerprint": fingerprint(self.teacher.model), "quantization": self.teacher.quantization},
+            vocabulary=model.vocabulary.traits, keep=self.asked.keep, temperatures=self.temperatures, seed=self.asked.seed,
+            text={"data": self.asked.data.path, "max_tokens": self.limit},
+        )  # fmt: skip
+        if there:
+            found = Manifest.read(self.out)
+            if found.identity != wanted.identity:
+                raise CacheError(f"{self.out} is another cache ({_difference(found, wanted)}); give another --out, or ask for the same")
+            wanted = replace(wanted, temperatures=sorted({*found.temperatures, *self.temperatures}), head=found.head)
+        if kept(self.asked.keep).says and self.asked.keep == "hidden":
+            wanted = replace(wanted, head=written_head(self.out, model.head.prepared(model.compute)))
+        wanted.write(self.out)
+        return Cache(self.out, wanted, known=False)
+
+    def _repair(self) -> None:
+        """Forget what is damaged, and say so."""
+        for damage in self.cache.shards.verify():
+            print(f"{self.out}: {damage}; they are made again", flush=True)
+            self.cache.shards.drop(damage)
+        self.cache.refresh()
+
+    def _texts(self, places: Sequence[int]) -> list[Text]:
+        """The sequences of some rows."""
+        made = [self.teacher.opened.vocabulary.texts(self.rows[place], self.asked.data, self.limit) for place in places]
+        return [text for texts in made for text in texts]
+
+    def _unseen(self, texts: Sequence[Text]) -> list[Text]:
+        """Those that the cache does not hold at every temperature, each once."""
+        keys = {self.cache.key(text.tokens, 1.0): text for text in texts}
+        held = self.cache.holds
+        return [text for text in keys.values() if not all(held(self.cache.key(text.tokens, each)) for each in self.temperatures)]
+
+    def _estimate(self) -> Estimate:
+        """What is to come, from a pilot of rows spread over the data, whose scores are kept."""
+        spread = [len(self.rows) * n // SAMPLE_ROWS for n in range(SAMPLE_ROWS)] if len(self.rows) > SAMPLE_ROWS else range(len(self.rows))
+        sample = self._texts(spread)
+        unseen = self._unseen(sample)
+        pilot = unseen[:: max(1, len(unseen) // PILOT_ROWS)][:PILOT_ROWS]
+        seconds = time.monotonic()
+        with Progress("pilot", len(pilot)).showing() as progress:
+            self.cache.add_all(self._asked(pilot, progress))
+        seconds = time.monotonic() - seconds
+        entered = self.cache.shards.entered().values()
+        tokens = max(1, sum(line["tokens"] for line in entered))
+        share = len(self.rows) / len(spread) if sample else 0.0
+        left = sum(len(text.places) for text in unseen if text not in pilot) * share
+        asked_tokens = max(1, sum(len(text.places) for text in pilot))
+        size = sum(line["bytes"] for line in entered) / tokens * len(self.temperatures)
+        return Estimate(round((len(unseen) - len(pilot)) * share), round(left), round(left * size), left * seconds / asked_tokens)
+
+    def _fill(self, interrupts: Interrupts) -> None:
+        pieces = [range(start, min(start + PIECE_ROWS, len(self.rows))) for start in range(0, len(self.rows), PIECE_ROWS)]
+        left = list(range(len(pieces)))
+        with Progress("annotating", len(self.rows)).showing() as progress:
+            while left:
+                for piece in list(left):
+                    with self.cache.shards.claimed(piece) as mine:
+                        if mine:
+                            self.cache.refresh()
+                            self._piece(pieces[piece], progress, interrupts)
+                            left.remove(piece)
+                if left:  # another process has them, and may yet die
+                    time.sleep(WAIT_SECONDS)
+
+    def _piece(self, places: range, progress: Progress, interrupts: Interrupts) -> None:
+        """Ask about what is unseen of a piece, and write it, or as much of it as there is when asked to stop."""
+        before, rows = progress.done, list[Columns]()
+        try:
+            rows.extend(self._asked(self._unseen(self._texts(places)), progress))
+        finally:
+            with interrupts.held():
+                self.cache.add_all(rows)
+        progress.advance(before + len(places) - progress.done)
+
+    def _asked(self, texts: Sequence[Text], progress: Progress) -> Iterator[Columns]:
+        """What the teacher says of these sequences, a row for each and each temperature."""
+        if not texts:
+            return
+        parts = Batch.of(list(texts), "corpus").split(self.asked.tokens_per_pass)
+        for batch, said in zip(parts, self.teacher.score(parts), strict=True):
+            for temperature in self.temperatures:
+                yield from self._rows(batch, said, temperature)
+            progress.advance(len(batch), len(batch.tokens_T))
+
+    def _rows(self, batch: Batch, said: Any, temperature: float) -> Iterator[Columns]:
+        keep, keys = self.cache.keep, self.cache.keys(batch, temperature)
+        tokens_B = torch.bincount(batch.sequence_N, minlength=len(batch)).tolist()
+        draws = [np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys]
+        uniform_NS = np.concatenate([keep.uniforms(each, tokens) for each, tokens in zip(draws, tokens_B, strict=True)])
+        columns = keep.of(said, len(batch.places_N), temperature, uniform_NS)
+        spans = [_spans(places) for places in np.split((batch.places_N - batch.starts_B[batch.sequence_N]).numpy(), np.cumsum(tokens_B)[:-1])]
+        for key, (starts, stops), row in zip(keys, spans, keep.cut(columns, tokens_B), strict=True):
+            yield {"key": key, "temperature": temperature, "starts": starts, "stops": stops, **row}  # pyright: ignore[reportReturnType]
+
+
+def _spans(places_N: Any) -> tuple[Any, Any]:
+    """Where runs of places begin and end."""
+    (breaks,) = (np.diff(places_N) != 1).nonzero()
+    return places_N[[0, *(breaks + 1)]], places_N[[*breaks, len(places_N) - 1]] + 1
+
+
+def _without_size(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: described[name] for name in ("model", "arithmetic")}
+
+
+def _difference(found: Manifest, wanted: Manifest) -> str:
+    """The first thing in which two caches differ, in words."""
+    pairs = {"keep": (found.keep, wanted.keep), "seed": (found.seed, wanted.seed)}
+    pairs |= {f"its teacher's {name}": (found.teacher.get(name), wanted.teacher.get(name)) for name in wanted.teacher if name != "model"}
+    pairs |= {f"its tokenizer's {name}": (found.vocabulary.get(name), wanted.vocabulary.get(name)) for name in wanted.vocabulary}
+    return next(f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here)
