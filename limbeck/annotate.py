@@ -136,7 +136,7 @@ class _Filling:
             if found.identity != wanted.identity:
                 raise CacheError(f"{self.out} is another cache ({_difference(found, wanted)}); give another --out, or ask for the same")
             wanted = replace(wanted, temperatures=sorted({*found.temperatures, *self.temperatures}), head=found.head)
-        if kept(self.asked.keep).says and self.asked.keep == "hidden":
+        if self.asked.keep == "hidden":
             wanted = replace(wanted, head=written_head(self.out, model.head.prepared(model.compute)))
         wanted.write(self.out)
         return Cache(self.out, wanted, known=False)
@@ -172,7 +172,7 @@ class _Filling:
         entered = self.cache.shards.entered().values()
         tokens = max(1, sum(line["tokens"] for line in entered))
         share = len(self.rows) / len(spread) if sample else 0.0
-        left = sum(len(text.places) for text in unseen if text not in pilot) * share
+        left = (sum(len(text.places) for text in unseen) - sum(len(text.places) for text in pilot)) * share
         asked_tokens = max(1, sum(len(text.places) for text in pilot))
         size = sum(line["bytes"] for line in entered) / tokens * len(self.temperatures)
         return Estimate(round((len(unseen) - len(pilot)) * share), round(left), round(left * size), left * seconds / asked_tokens)

@@ -232,10 +232,11 @@ def _plain(value: Any) -> Any:
 
 def _on_device(said: Targets) -> Targets:
     """The same where the models live."""
-    from limbeck.lazy import Tensor
+    import torch
+
     from limbeck.machine import device
 
-    tensors = {each.name: value.to(device()) for each in fields(said) if isinstance(value := getattr(said, each.name), Tensor)}  # pyright: ignore[reportArgumentType]
+    tensors = {each.name: value.to(device()) for each in fields(said) if isinstance(value := getattr(said, each.name), torch.Tensor)}  # pyright: ignore[reportArgumentType]
     return replace(said, **tensors)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 

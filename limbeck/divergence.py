@@ -92,8 +92,9 @@ def _from_top_k(q: Distribution, said: TopKRows) -> tuple[Tensor, Tensor]:
 
 
 def _from_sampled(q: Distribution, said: SampledRows) -> tuple[Tensor, Tensor]:
-    nats_C = -(said.share_CK * q.log_at(said.ids_CK)).sum(-1) - said.entropy_C
-    return nats_C, q.prob.scatter_add(1, said.ids_CK, -said.share_CK)
+    share_CK = said.share_CK.to(q.prob)
+    nats_C = -(share_CK * q.log_at(said.ids_CK)).sum(-1) - said.entropy_C
+    return nats_C, q.prob.scatter_add(1, said.ids_CK, -share_CK)
 
 
 @part

@@ -60,12 +60,12 @@ class SelfTest:
         return f"{asked}to oneself {self.to_itself_nats:.1g} nats; chunks differ from the formula by {self.chunked_relative:.1g}"
 
 
-def self_test(student: Student, teacher: Teacher, objective: Objective, texts: Sequence[Text] = ()) -> SelfTest:
+def self_test(student: Student, teacher: Teacher, objective: Objective, texts: Sequence[Text] = (), drawn: Batch | None = None) -> SelfTest:
     """Test a run's numbers on a few rows of `texts` and of our own: one forward pass each of student and teacher, nothing changed.
 
-    Raises RecipeError where the teacher teaches nothing, LimbeckError where the numbers are not those of the formulas.
+    drawn: what the source drew; of a teacher that hears no other text its shortest sequence is taken, whole. Raises RecipeError where the teacher teaches nothing, LimbeckError where the numbers are not those of the formulas.
     """
-    batch = _batch(student.live.vocabulary, texts)
+    batch = _batch(student.live.vocabulary, texts) if drawn is None else _by_everybody(drawn.select([int(drawn.lengths_B.argmin())]))
     (said,) = teacher.score([batch])
 
     def look(model: "Model") -> SelfTest:
@@ -104,10 +104,14 @@ class _Testing:
 
 
 def _batch(vocabulary: Vocabulary, texts: Sequence[Text]) -> Batch:
-    """A few short rows, their tokens by every writer in turn and with credit, so that each term counts some."""
+    """A few short rows, of which each term counts some tokens."""
     own = [PROBE_TEXT, *([vocabulary.chat(PROBE)] if vocabulary.has_template else [])]
     rows = [vocabulary.ids(text)[:TOKENS] for text in own] + [text.tokens[:TOKENS] for text in texts[:1]]
-    batch = Batch.of([Text(ids, [Span(1, len(ids))]) for ids in rows if len(ids) > 1], "student")
+    return _by_everybody(Batch.of([Text(ids, [Span(1, len(ids))]) for ids in rows if len(ids) > 1], "student"))
+
+
+def _by_everybody(batch: Batch) -> Batch:
+    """The batch, its tokens by every writer in turn, and with credit."""
     turns_N = (torch.arange(len(batch.places_N)) % len(WRITERS)).to(batch.writers_N)
     return replace(batch, writers_N=turns_N, credit_B=torch.linspace(1.0, -0.5, len(batch)))
 

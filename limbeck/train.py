@@ -23,7 +23,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0 and not run.finished:
-            self_test(student, teacher, objective)
+            self_test(student, teacher, objective, drawn=None if teacher.hears else source.draw(0, student))
         look(run, student, teacher)  # before all, or where a stop left it
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes
