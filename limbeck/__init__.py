@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from limbeck.sources import Source as Source
     from limbeck.student import Student as Student
     from limbeck.targets import Targets as Targets
+    from limbeck.teachers import Cached as Cached
     from limbeck.teachers import Local as Local
+    from limbeck.teachers import Mixture as Mixture
     from limbeck.teachers import Silent as Silent
     from limbeck.teachers import Teacher as Teacher
     from limbeck.train import distill as distill
@@ -61,7 +63,7 @@ _WHERE = {
     "sources": "Corpus CustomSource Mix OnPolicy Source",
     "student": "Student",
     "targets": "Targets",
-    "teachers": "Local Silent Teacher",
+    "teachers": "Cached Local Mixture Silent Teacher",
     "train": "distill",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}

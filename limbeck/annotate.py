@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.batch import Batch, Text
+from limbeck.batch import Batch, Span, Text
 from limbeck.cache import Cache, Manifest, written_head
 from limbeck.data import Data, Row
 from limbeck.errors import CacheError, DataError, RecipeError, Stopped
+from limbeck.files import UNDONE
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.keep import Columns, kept
 from limbeck.places import fingerprint
@@ -29,6 +30,8 @@ PIECE_ROWS = 256
 """Rows of the data that are worked on at once and become one shard."""
 PILOT_ROWS, SAMPLE_ROWS = 64, 2000
 """Rows spread over the data: asked about first, to tell how long and how large; and tokenised, to tell how many tokens."""
+PILOT = 2**40
+"""The piece of work that asking about them is."""
 WAIT_SECONDS = 1.0
 
 
@@ -62,16 +65,19 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to come. bytes of the scores alone; seconds on this machine, in one process."""
+    """What is still to come. bytes of the scores alone; seconds on this machine, in one process, where a pilot was made."""
 
     rows: int
     tokens: int
     bytes: int
-    seconds: float
+    seconds: float | None
 
     def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds), 60)
-        return f"{self.rows:,} rows, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB and {minutes}:{seconds:02d} minutes"
+        if not self.rows:
+            return "nothing more is to come"
+        minutes, seconds = divmod(round(self.seconds or 0), 60)
+        time = f" and {minutes}:{seconds:02d} minutes" if self.seconds is not None else ""
+        return f"{self.rows:,} rows are to come, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB{time}"
 
 
 def annotate(asked: Annotation, out: Path) -> Cache:
@@ -93,8 +99,10 @@ def verify(out: Path) -> list[Damage]:
     for folder in (out, *inside):
         cache = Cache(folder, Manifest.read(folder), known=False)
         found += cache.shards.verify()
-        if cache.manifest.head is not None:
-            assert cache.head is not None  # or it has raised
+        try:
+            _ = cache.head
+        except CacheError:
+            found.append(Damage("head.safetensors", "is damaged or missing", 0))
     return found
 
 
@@ -136,13 +144,17 @@ class _Filling:
             if found.identity != wanted.identity:
                 raise CacheError(f"{self.out} is another cache ({_difference(found, wanted)}); give another --out, or ask for the same")
             wanted = replace(wanted, temperatures=sorted({*found.temperatures, *self.temperatures}), head=found.head)
+        kept(self.asked.keep).fit(model.vocabulary.size)
         if self.asked.keep == "hidden":
             wanted = replace(wanted, head=written_head(self.out, model.head.prepared(model.compute)))
         wanted.write(self.out)
         return Cache(self.out, wanted, known=False)
 
     def _repair(self) -> None:
-        """Forget what is damaged, and say so."""
+        """Forget what is damaged, and say so; remove what a killed process left half written: nobody writes a file for an hour."""
+        for path in self.out.rglob(f".*{UNDONE}"):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink(missing_ok=True)
         for damage in self.cache.shards.verify():
             print(f"{self.out}: {damage}; they are made again", flush=True)
             self.cache.shards.drop(damage)
@@ -154,28 +166,39 @@ class _Filling:
         return [text for texts in made for text in texts]
 
     def _unseen(self, texts: Sequence[Text]) -> list[Text]:
-        """Those that the cache does not hold at every temperature, each once."""
-        keys = {self.cache.key(text.tokens, 1.0): text for text in texts}
-        held = self.cache.holds
-        return [text for text in keys.values() if not all(held(self.cache.key(text.tokens, each)) for each in self.temperatures)]
+        """Those that the cache does not hold at every temperature; each sequence once, with the completions of all its cuts."""
+        wanted = dict[bytes, set[int]]()
+        tokens = dict[bytes, list[int]]()
+        for text in texts:
+            key = self.cache.key(text.tokens, 1.0)
+            tokens[key] = text.tokens
+            wanted.setdefault(key, set()).update(text.places)
+        found = [(each, places, [self._held(each, temperature) for temperature in self.temperatures])
+                 for each, places in zip(tokens.values(), wanted.values(), strict=True)]  # fmt: skip
+        return [Text(each, _runs(places.union(*held))) for each, places, held in found if not all(places <= there for there in held)]
+
+    def _held(self, tokens: list[int], temperature: float) -> set[int]:
+        """The places of a sequence that the cache knows."""
+        return {place for start, stop in self.cache.spans(self.cache.key(tokens, temperature)) for place in range(start, stop)}
 
     def _estimate(self) -> Estimate:
         """What is to come, from a pilot of rows spread over the data, whose scores are kept."""
         spread = [len(self.rows) * n // SAMPLE_ROWS for n in range(SAMPLE_ROWS)] if len(self.rows) > SAMPLE_ROWS else range(len(self.rows))
         sample = self._texts(spread)
         unseen = self._unseen(sample)
-        pilot = unseen[:: max(1, len(unseen) // PILOT_ROWS)][:PILOT_ROWS]
-        seconds = time.monotonic()
-        with Progress("pilot", len(pilot)).showing() as progress:
-            self.cache.add_all(self._asked(pilot, progress))
-        seconds = time.monotonic() - seconds
+        with self.cache.shards.claimed(PILOT) as mine:
+            pilot = unseen[:: max(1, len(unseen) // PILOT_ROWS)][:PILOT_ROWS] if mine else []
+            seconds = time.monotonic()
+            with Progress("pilot", len(pilot)).showing() as progress:
+                self.cache.add_all(self._asked(pilot, progress))
+            seconds = time.monotonic() - seconds
         entered = self.cache.shards.entered().values()
         tokens = max(1, sum(line["tokens"] for line in entered))
         share = len(self.rows) / len(spread) if sample else 0.0
-        left = (sum(len(text.places) for text in unseen) - sum(len(text.places) for text in pilot)) * share
         asked_tokens = max(1, sum(len(text.places) for text in pilot))
+        left = max(0.0, sum(len(text.places) for text in unseen) * share - asked_tokens)
         size = sum(line["bytes"] for line in entered) / tokens * len(self.temperatures)
-        return Estimate(round((len(unseen) - len(pilot)) * share), round(left), round(left * size), left * seconds / asked_tokens)
+        return Estimate(round(len(unseen) * share) - len(pilot), round(left), round(left * size), left * seconds / asked_tokens if pilot else None)
 
     def _fill(self, interrupts: Interrupts) -> None:
         pieces = [range(start, min(start + PIECE_ROWS, len(self.rows))) for start in range(0, len(self.rows), PIECE_ROWS)]
@@ -219,7 +242,15 @@ class _Filling:
         columns = keep.of(said, len(batch.places_N), temperature, uniform_NS)
         spans = [_spans(places) for places in np.split((batch.places_N - batch.starts_B[batch.sequence_N]).numpy(), np.cumsum(tokens_B)[:-1])]
         for key, (starts, stops), row in zip(keys, spans, keep.cut(columns, tokens_B), strict=True):
+            if self.cache.spans(key) == tuple(zip(starts.tolist(), stops.tolist(), strict=True)):  # at another temperature it was missing
+                continue
             yield {"key": key, "temperature": temperature, "starts": starts, "stops": stops, **row}  # pyright: ignore[reportReturnType]
+
+
+def _runs(places: set[int]) -> list[Span]:
+    """Places as stretches."""
+    starts, stops = _spans(np.array(sorted(places)))
+    return [Span(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
 
 
 def _spans(places_N: Any) -> tuple[Any, Any]:

@@ -87,12 +87,13 @@ class Manifest:
                 raise CacheError(f"{path} is of format {said['format']}, and this program reads {FORMAT}; fill the cache anew")
             found = Manifest(**{name: value for name, value in said.items() if name not in ("identity", "columns")})
             identity = found.identity
-        except (ValueError, KeyError, TypeError) as error:
+            written = said["identity"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, CacheError):
                 raise
             raise CacheError(f"{path} is damaged ({type(error).__name__}); put it back, or fill another folder") from None
-        if identity != said["identity"]:
-            raise CacheError(f"{path} was changed: it says {said['identity']}, and its settings make {identity}; put it back, or fill another folder")
+        if identity != written:
+            raise CacheError(f"{path} was changed: it says {written}, and its settings make {identity}; put it back, or fill another folder")
         return found
 
 
@@ -126,6 +127,23 @@ def _ragged(column: pa.ChunkedArray) -> tuple[Array, Array]:
     return np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8), starts
 
 
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row lies: the wider one of two, where a sequence was annotated again for completions of another cut."""
+
+    shard: str
+    group: int
+    row: int
+    spans: Spans
+
+    @property
+    def tokens(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+
 class Cache:
     """An open cache: what was kept of each sequence, found by its content."""
 
@@ -133,7 +151,7 @@ class Cache:
         self.folder, self.manifest, self.keep = folder, manifest, manifest.kept
         self.shards = Shards(folder, manifest.identity)
         self._salt = bytes.fromhex(manifest.identity)
-        self._places = dict[bytes, tuple[str, int, int]]()
+        self._places = dict[bytes, _Place]()
         self._known = set[str]()
         self._groups = OrderedDict[tuple[str, int], _Group]()
         if known:
@@ -147,8 +165,10 @@ class Cache:
     def refresh(self) -> None:
         """Learn of shards that were written since."""
         for name in self.shards.entered().keys() - self._known:
-            for group, keys in enumerate(self.shards.groups(name, "key")):
-                self._places |= {key: (name, group, row) for row, key in enumerate(keys)}
+            for group, rows in enumerate(self.shards.groups(name, ["key", "starts", "stops"])):
+                for number, row in enumerate(rows):
+                    place = _Place(name, group, number, tuple(zip(row["starts"], row["stops"], strict=True)))
+                    self._places[row["key"]] = max(place, self._places.get(row["key"], place), key=lambda each: each.tokens)
             self._known.add(name)
 
     def __len__(self) -> int:
@@ -172,6 +192,10 @@ class Cache:
     def holds(self, key: bytes) -> bool:
         """Whether the sequence of this key was annotated."""
         return key in self._places
+
+    def spans(self, key: bytes) -> Spans:
+        """Which stretches of it were: where each begins and ends; none where it is not held."""
+        return self._places[key].spans if key in self._places else ()
 
     def keys(self, batch: Batch, temperature: float) -> list[bytes]:
         """The key of each sequence of a batch."""
@@ -198,7 +222,8 @@ class Cache:
         return _of_tokens(_on_device(said), batch, rows)
 
     def _row(self, key: bytes) -> Columns:
-        name, group, row = self._places[key]
+        place = self._places[key]
+        name, group, row = place.shard, place.group, place.row
         if (name, group) not in self._groups:
             wanted = ["starts", "stops", "entropy", *self.keep.types]
             self._groups[name, group] = _Group(self.shards.read(name, wanted, group))
@@ -219,7 +244,7 @@ class Cache:
             return None
         path = self.folder / "head.safetensors"
         data = path.read_bytes() if path.is_file() else b""
-        if hashlib.blake2b(data, digest_size=16).hexdigest() != said["hash"]:
+        if _head_hash(data, said) != said["hash"]:
             raise CacheError(f"{path} is {'damaged' if data else 'missing'}; {AGAIN}")
         tensors = {name: tensor.to(device()) for name, tensor in load(data).items()}
         return Head(tensors["weight"], said["vocabulary"], tensors.get("bias"), said["scale"], said["cap"])
@@ -269,6 +294,12 @@ def written_head(folder: Path, head: Head) -> dict[str, Any]:
     tensors = {"weight": head.weight_VD.detach()[: head.vocabulary].contiguous().cpu()}
     if head.bias_V is not None:
         tensors["bias"] = head.bias_V.detach()[: head.vocabulary].contiguous().cpu()
-    data = save(tensors)
+    data, said = save(tensors), {"vocabulary": head.vocabulary, "scale": head.scale, "cap": head.cap}
     write_bytes(folder / "head.safetensors", data)
-    return {"hash": hashlib.blake2b(data, digest_size=16).hexdigest(), "vocabulary": head.vocabulary, "scale": head.scale, "cap": head.cap}
+    return {"hash": _head_hash(data, said), **said}
+
+
+def _head_hash(data: bytes, said: dict[str, Any]) -> str:
+    """Of the file and of what the manifest says beside it: another scale makes other probabilities."""
+    numbers = [said.get(name) for name in ("vocabulary", "scale", "cap")]
+    return hashlib.blake2b(data + json.dumps(numbers).encode(), digest_size=16).hexdigest()

@@ -312,7 +312,7 @@ class _Looking:
         from limbeck.selftest import self_test
 
         student, teacher = self.recipe.open_pair()
-        drawn = None if teacher.hears else Batch.of(self.texts, "corpus")
+        drawn = Batch.of(self.texts, "corpus") if teacher.needs_rows and self.texts else None
         yield Line("self-test", str(self_test(student, teacher, self.recipe.objective, self.texts, drawn)))
 
 

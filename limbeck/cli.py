@@ -114,6 +114,7 @@ def cache(
     keep: Annotated[str, typer.Option(help="sampled:50, stratified:50, top:64, hidden or dense.")] = "sampled:50",
     temperature: Annotated[list[float] | None, typer.Option(help="Of the scores; several are kept side by side, in one pass. Default: 1.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longer sequences are cut there, as a Corpus cuts them.")] = 1024,
+    template: Annotated[str, typer.Option(help="How prompts are rendered: auto, chat or plain.")] = "auto",
     held_out: Annotated[str | None, typer.Option(help="Text to evaluate on, kept with every probability.")] = None,
     held_out_rows: Annotated[int, typer.Option(help="How many rows of it.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
@@ -133,10 +134,10 @@ def cache(
         raise typer.Exit(2 if damages else 0)
     if teacher is None or data is None:
         raise RecipeError(f"cache needs --{'teacher' if teacher is None else 'data'}; only --verify does without")
-    asked = Annotation(
-        Local(teacher, dtype=dtype), Data(data), keep, temperature or [1.0], max_tokens, seed, tokens_per_pass,  # pyright: ignore[reportArgumentType]
-        None if held_out is None else Data(held_out), held_out_rows,
-    )  # fmt: skip
+    chosen: dict[str, Any] = {"template": template}
+    text, held = Data(data, **chosen), None if held_out is None else Data(held_out, **chosen)
+    asker: Any = {"dtype": dtype}
+    asked = Annotation(Local(teacher, **asker), text, keep, temperature or [1.0], max_tokens, seed, tokens_per_pass, held, held_out_rows)
     found = annotate(asked, out)
     size, tokens = found.bytes_and_tokens
     figures = [f"{len(found):,}", f"{tokens:,}", f"{size / 1e6:,.1f}", f"{size / tokens:.1f}"]

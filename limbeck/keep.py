@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from limbeck.errors import RecipeError, did_you_mean
+from limbeck.errors import ModelError, RecipeError, did_you_mean
 from limbeck.head import Head
 from limbeck.lazy import Tensor, torch
 from limbeck.targets import Dense, Logits, Sampled, Targets, TopK, Whole
@@ -76,6 +76,10 @@ class Keep(ABC):
     def __str__(self) -> str:
         return self.word
 
+    def fit(self, vocabulary: int) -> None:
+        """See that it can be taken of so many outcomes. Raises RecipeError where it cannot."""
+        assert vocabulary > 0
+
     @abstractmethod
     def take(self, seen: Seen, uniform_CS: Array) -> Columns:
         """The columns of a chunk's tokens."""
@@ -85,6 +89,8 @@ class Keep(ABC):
         parts = list[Columns]()
         for chunk, logits_CV in _chunks(said, rows):
             seen = Seen.of(logits_CV, temperature)
+            if not bool(seen.total_C.isfinite().all()):
+                raise ModelError("the teacher says nan where probabilities should be, and nothing of this pass is kept; open it with dtype float32")
             parts.append({
                 "entropy": _rounded(seen.entropy_C, ENTROPY_STEP),
                 "logsumexp": _rounded(seen.logsumexp_C, LOGSUMEXP_STEP),
@@ -179,8 +185,8 @@ class Draws(Counted):
         ids_NK, share_NK = np.zeros(there_NK.shape, np.int64), np.zeros(there_NK.shape, np.float32)
         ids_NK[there_NK] = _ids(columns["id_gaps"], unique_N)
         share_NK[there_NK] = columns["counts"] / self.count
-        tensors = (torch.from_numpy(each) for each in (ids_NK, share_NK, columns["entropy"]))
-        return Sampled(*tensors, fingerprint, temperature)
+        ids, share, entropy = (torch.from_numpy(each) for each in (ids_NK, share_NK, columns["entropy"]))
+        return Sampled(ids, share, entropy, fingerprint, temperature)
 
 
 @dataclass(frozen=True)
@@ -204,10 +210,13 @@ class Top(Counted):
     says: ClassVar[frozenset[str]] = frozenset({"top k"})
     types: ClassVar[dict[str, str]] = {"id_gaps": "int32", "log_p": "float", "log_tail": "float"}
 
+    def fit(self, vocabulary: int) -> None:
+        """Of all outcomes there is no rest."""
+        if self.count >= vocabulary:
+            raise RecipeError(f"keep {self}: the vocabulary has {vocabulary:,} tokens; give fewer, or keep dense")
+
     def take(self, seen: Seen, uniform_CS: Array) -> Columns:
         """Entries in the order of their ids; the tail is summed over what is left out."""
-        if self.count >= seen.shifted_CV.shape[-1]:
-            raise RecipeError(f"keep {self}: the vocabulary has {seen.shifted_CV.shape[-1]:,} tokens; give fewer, or keep dense")
         log_p_CV = seen.log_p_CV
         ids_CK = log_p_CV.topk(self.count, dim=-1).indices.sort(-1).values
         log_tail_C = log_p_CV.scatter(-1, ids_CK, float("-inf")).double().logsumexp(-1)
@@ -282,12 +291,12 @@ def kept(words: str) -> Keep:
     word, _, number = words.partition(":")
     if word not in KEEPS:
         raise RecipeError(f'keep "{words}" is not known{did_you_mean(word, KEEPS)} Give sampled:50, stratified:50, top:64, hidden or dense')
-    counted = issubclass(KEEPS[word], Counted)
-    if counted and not number.isdecimal():
-        raise RecipeError(f'keep "{words}" needs a number; give {word}:{KEEPS[word]().count}')
-    if number and not counted:
+    kind = KEEPS[word]
+    if issubclass(kind, Counted) and not number.isdecimal():
+        raise RecipeError(f'keep "{words}" needs a number; give {kind()}')
+    if number and not issubclass(kind, Counted):
         raise RecipeError(f'keep "{words}" takes no number; give {word}')
-    return KEEPS[word](int(number)) if counted else KEEPS[word]()
+    return kind(int(number)) if issubclass(kind, Counted) else kind()
 
 
 def _gaps(ids_E: Array, per_token_N: Array) -> Array:

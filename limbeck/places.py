@@ -43,15 +43,19 @@ def fingerprint(name: str) -> str:
     if place is None:
         raise ModelError(f"{name} is not here; {NOT_HERE}")
     found = hashlib.blake2b(digest_size=16)
-    if place.is_dir():
-        config = json.loads((place / "config.json").read_text())
+    for path in (place / "config.json", place / "adapter_config.json"):
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        if base := config.get(BASE):
+            found.update(fingerprint(base).encode())
         found.update(json.dumps({key: value for key, value in config.items() if key not in VOLATILE}, sort_keys=True).encode())
     for path in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
         _probe(path, found)
     return found.hexdigest()
 
 
-VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+BASE = "base_model_name_or_path"
+"""Where adapters name what they stand on."""
+VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", BASE)
 """What a program that saves a model again may change in its configuration."""
 
 

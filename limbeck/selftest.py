@@ -63,9 +63,12 @@ class SelfTest:
 def self_test(student: Student, teacher: Teacher, objective: Objective, texts: Sequence[Text] = (), drawn: Batch | None = None) -> SelfTest:
     """Test a run's numbers on a few rows of `texts` and of our own: one forward pass each of student and teacher, nothing changed.
 
-    drawn: what the source drew; of a teacher that hears no other text its shortest sequence is taken, whole. Raises RecipeError where the teacher teaches nothing, LimbeckError where the numbers are not those of the formulas.
+    drawn: what the source drew; where it is given its shortest sequence is taken, whole, in place of ours: for a teacher that
+    can be asked about rows of the data alone. Raises RecipeError where the teacher teaches nothing, LimbeckError where the
+    numbers are not those of the formulas.
     """
-    batch = _batch(student.live.vocabulary, texts) if drawn is None else _by_everybody(drawn.select([int(drawn.lengths_B.argmin())]))
+    whole = drawn if drawn is not None and len(drawn) else None
+    batch = _batch(student.live.vocabulary, texts) if whole is None else _by_everybody(whole.select([int(whole.lengths_B.argmin())]))
     (said,) = teacher.score([batch])
 
     def look(model: "Model") -> SelfTest:

@@ -1,20 +1,22 @@
 """A folder of Parquet shards that several processes fill, each shard whole or not there.
 
-A shard is named by the hash of its bytes, so that a damaged one is known by its name. What should be there stands in
+A shard is named by the hashes of its bytes and of its footer, so that a damaged one is known by its name: a reader looks at
+the footer, since pages have checksums of their own, and `verify` at every byte. What should be there stands in
 journals, one for each process that wrote; a shard that a killed process could not enter any more is entered when it is found.
 Work is shared out by locks on single bytes of one file, which the system takes back from whoever dies.
 """
 
 import fcntl
 import hashlib
-import json
 import os
+import re
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,8 @@ from limbeck.files import append_jsonl, read_jsonl, sync, write_bytes
 
 ROWS_PER_GROUP, GROUP_BYTES = 64, 8 * 2**20
 """What is read at once: few rows, since a shuffled step asks for rows of many groups."""
+NUMBERS = ("rows", "tokens", "bytes")
+"""What a journal says of a shard."""
 META = b"limbeck"
 """Where a shard says whose it is."""
 
@@ -79,8 +83,8 @@ class Shards:
         found = dict[str, dict[str, Any]]()
         for path in sorted((self.folder / "journal").glob("*.jsonl")):
             try:
-                found |= {line["shard"]: line for line in read_jsonl(path)}
-            except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+                found |= {_entry(line): line for line in read_jsonl(path)}
+            except (ValueError, KeyError, TypeError):
                 raise CacheError(f"{path} is damaged; remove it, and give the command that fills the cache again: whole shards are kept") from None
         return {name: line for name, line in found.items() if not self._gone(name).exists()}
 
@@ -95,12 +99,13 @@ class Shards:
         for name, path in there.items():
             data = path.read_bytes()
             rows = entered.get(name, {}).get("rows", 0)
-            if len(data) < entered.get(name, {}).get("bytes", 0):
+            if _name(data) == name:
+                if name not in entered:
+                    self._adopt(path, len(data))
+            elif len(data) < entered.get(name, {}).get("bytes", 0):
                 found.append(Damage(name, f"is cut short, {len(data):,} of {entered[name]['bytes']:,} bytes", rows))
-            elif _name(data) != name:
+            else:
                 found.append(Damage(name, "is damaged: its bytes are not those that were written", rows))
-            elif name not in entered:
-                self._adopt(path, len(data))
         return sorted(found, key=lambda damage: damage.name)
 
     def _adopt(self, path: Path, size: int) -> None:
@@ -118,9 +123,14 @@ class Shards:
         """A shard, seen to be ours. Raises CacheError for what is missing, damaged or another's."""
         path = self.folder / "shards" / name
         try:
+            with path.open("rb") as bytes_:
+                if _footer(bytes_) != name.partition("-")[2].removesuffix(".parquet"):
+                    raise CacheError(f"{self.folder}: {name} is damaged (its footer is not the one that was written); {AGAIN}")
             file = pq.ParquetFile(path, page_checksum_verification=True)
         except FileNotFoundError:
             raise CacheError(f"{self.folder} misses {name}; {AGAIN}") from None
+        except CacheError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CacheError(f"{self.folder}: {name} cannot be read ({_brief(error)}); {AGAIN}") from None
         whose = (file.schema_arrow.metadata or {}).get(META, b"nobody").decode()
@@ -137,14 +147,14 @@ class Shards:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CacheError(f"{self.folder}: {name} is damaged ({_brief(error)}); {AGAIN}") from None
 
-    def groups(self, name: str, column: str) -> Iterator[list[Any]]:
-        """A column of a shard, a group of rows at a time."""
-        values, start = self.read(name, [column]).column(column).to_pylist(), 0
+    def groups(self, name: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """The rows of a shard, a group at a time."""
+        rows, start = self.read(name, columns).to_pylist(), 0
         metadata = self.open(name).metadata
         for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            yield values[start : start + rows]
-            start += rows
+            count = metadata.row_group(group).num_rows
+            yield rows[start : start + count]
+            start += count
 
     @contextmanager
     def claimed(self, piece: int) -> Generator[bool]:
@@ -164,7 +174,22 @@ AGAIN = "give the limbeck cache command that filled it again: it repairs exactly
 
 
 def _name(data: bytes) -> str:
-    return f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.parquet"
+    return f"{hashlib.blake2b(data, digest_size=16).hexdigest()}-{_footer(BytesIO(data))}.parquet"
+
+
+def _footer(file: BinaryIO) -> str:
+    """The hash of what stands at the end of a Parquet file: where everything lies, which has no checksum; its length before the last 4 bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
+    return hashlib.blake2b(file.read(), digest_size=8).hexdigest()
+
+
+def _entry(line: dict[str, Any]) -> str:
+    """The shard that a journal's line is about. Raises ValueError for what is no such line."""
+    if not re.fullmatch(r"[0-9a-f]{32}-[0-9a-f]{16}\.parquet", line["shard"]) or not all(isinstance(line[name], int) for name in NUMBERS):
+        raise ValueError(line)
+    return line["shard"]
 
 
 def _brief(error: Exception) -> str:

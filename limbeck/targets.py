@@ -7,7 +7,6 @@ Targets cover a whole pass; `rows(chunk)` gives what was said about a few of its
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
 
 from limbeck.head import Head
 from limbeck.lazy import Tensor
@@ -108,10 +107,14 @@ Rows = Logits | TopKRows | SampledRows | None
 
 
 class Targets(ABC):
-    """What was said about each of N completion tokens, and by whom (`fingerprint`). `says`: which of what a term may need."""
+    """What was said about each of N completion tokens, and by whom (`fingerprint`)."""
 
     fingerprint: str
-    says: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Which of what a term may need: "distribution", "top k", "sampled"."""
+        return frozenset()
 
     @abstractmethod
     def rows(self, chunk: slice) -> Rows:
@@ -144,11 +147,15 @@ class Dense(Targets):
     hidden_ND: Tensor
     head: Head
     fingerprint: str
-    says: ClassVar[frozenset[str]] = frozenset({"distribution"})
 
     @cached_property
     def _prepared(self) -> Head:
         return self.head.prepared(self.hidden_ND.dtype)
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Every outcome's probability."""
+        return frozenset({"distribution"})
 
     def rows(self, chunk: slice) -> Logits:
         """The teacher's logits at these tokens."""
@@ -171,7 +178,6 @@ class TopK(Targets):
     log_tail_N: Tensor
     fingerprint: str
     temperature: float = 1.0
-    says: ClassVar[frozenset[str]] = frozenset({"top k"})
 
     @staticmethod
     def of(log_p_NV: Tensor, k: int, fingerprint: str, temperature: float = 1.0) -> "TopK":
@@ -179,6 +185,11 @@ class TopK(Targets):
         log_p_NK, ids_NK = log_p_NV.topk(k, dim=-1)
         rest_NV = log_p_NV.scatter(-1, ids_NK, float("-inf"))
         return TopK(ids_NK, log_p_NK, rest_NV.logsumexp(-1), fingerprint, temperature)
+
+    @property
+    def says(self) -> frozenset[str]:
+        """The likeliest outcomes and the rest."""
+        return frozenset({"top k"})
 
     def rows(self, chunk: slice) -> TopKRows:
         """The kept entries and the tail at these tokens."""
@@ -202,7 +213,11 @@ class Sampled(Targets):
     entropy_N: Tensor
     fingerprint: str
     temperature: float = 1.0
-    says: ClassVar[frozenset[str]] = frozenset({"sampled"})
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Draws."""
+        return frozenset({"sampled"})
 
     def rows(self, chunk: slice) -> SampledRows:
         """The drawn outcomes at these tokens."""
@@ -219,7 +234,11 @@ class Whole(Targets):
 
     log_p_NV: Tensor
     fingerprint: str
-    says: ClassVar[frozenset[str]] = frozenset({"distribution"})
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Every outcome's probability."""
+        return frozenset({"distribution"})
 
     def rows(self, chunk: slice) -> Logits:
         """Log-probabilities, which are logits too."""

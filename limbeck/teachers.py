@@ -1,5 +1,7 @@
 """Who scores: a teacher says something about each completion token of a batch, and writes into no batch."""
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -7,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from limbeck.batch import Batch
+from limbeck.blend import Blend, Routed
 from limbeck.config import Part, live, part
 from limbeck.distributed import Passes
-from limbeck.errors import CacheError, RecipeError
+from limbeck.errors import CacheError, RecipeError, did_you_mean
 from limbeck.lazy import torch
 from limbeck.machine import Opening, Precision
 from limbeck.privacy import expanded
@@ -34,6 +37,11 @@ class Teacher(Part, ABC):
     def hears(self) -> bool:
         """Whether it can be asked about text that nobody has shown it before."""
         return True
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it can be asked about rows of the data alone, and not about text of our own."""
+        return not self.hears
 
     @property
     def temperature_kept(self) -> float | None:
@@ -153,17 +161,6 @@ class Cached(Teacher):
         """A folder may stand for the whole."""
         return cls(folder=str(value)) if isinstance(value, Path) else value
 
-    def __post_init__(self) -> None:
-        taken = self._manifest.temperatures
-        if self.temperature is None and len(taken) > 1 and self._manifest.kept.tempered:
-            raise CacheError(
-                f"{self.folder} holds temperatures {', '.join(f'{each:g}' for each in taken)}; say which: Cached(folder, temperature=...)"
-            )
-        if self.temperature is not None and self._manifest.kept.tempered and self.temperature not in taken:
-            raise CacheError(
-                f"{self.folder} holds temperature {', '.join(f'{each:g}' for each in taken)}, not {self.temperature:g}; annotate at it too"
-            )
-
     @cached_property
     def _manifest(self) -> "Manifest":
         from limbeck.cache import Manifest
@@ -182,8 +179,16 @@ class Cached(Teacher):
 
     @property
     def temperature_kept(self) -> float | None:
-        """The one it was kept at, unless all can be made of it."""
-        return (self.temperature or self._manifest.temperatures[0]) if self._manifest.kept.tempered else None
+        """The one it was kept at, unless all can be made of it. Raises CacheError for one that is not there."""
+        taken = self._manifest.temperatures
+        if not self._manifest.kept.tempered:
+            return None
+        there = f"{self.folder} holds scores at temperature {', '.join(f'{each:g}' for each in taken)}"
+        if self.temperature is None and len(taken) > 1:
+            raise CacheError(f"{there}; say which: Cached(folder, temperature={taken[0]:g})")
+        if self.temperature is not None and self.temperature not in taken:
+            raise CacheError(f"{there}, not {self.temperature:g}; annotate at it too, with limbeck cache --temperature {self.temperature:g}")
+        return self.temperature or taken[0]
 
     @property
     def described(self) -> str | dict[str, Any]:
@@ -229,3 +234,90 @@ class Cached(Teacher):
 
 HELD_OUT = "held-out"
 """The folder inside a cache that holds text to evaluate on, annotated densely."""
+
+
+@part
+class Mixture(Teacher):
+    """Several teachers as one: the mean of their probabilities, or, with `by`, to each row a teacher of its own.
+
+    teachers: by name. by: the column of the data that names a row's teacher. weights: of the mean, by name; equal where
+    none are given. The mean is a distribution of its own: a temperature softens it, not its parts.
+    """
+
+    teachers: dict[str, Teacher]
+    by: str | None = None
+    weights: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        names = ", ".join(self.teachers)
+        if not self.teachers:
+            raise RecipeError("a mixture needs teachers; name them: Mixture({math: Local(model), code: Cached(folder)})")
+        if self.by and self.weights:
+            raise RecipeError("a mixture by a column has no weights: each row has one teacher; leave out by, or weights")
+        if self.weights is not None and (self.weights.keys() != self.teachers.keys() or not all(0 < w < math.inf for w in self.weights.values())):
+            raise RecipeError(f"a mixture needs a weight above 0 for each of {names}, found {self.weights}")
+        if not self.says:
+            said = "; ".join(f"{name} says {' or '.join(sorted(each.says)) or 'nothing'}" for name, each in self.teachers.items())
+            raise RecipeError(f"the teachers of a mixture have nothing in common that can be joined ({said}); keep the same of each")
+        if len({each.temperature_kept for each in self.teachers.values()} - {None}) > 1:
+            raise RecipeError(f"the teachers {names} of a mixture were kept at several temperatures; annotate at one")
+
+    @property
+    def says(self) -> frozenset[str]:
+        """What all of them say, and what can be joined: truncated distributions have no mean."""
+        common = frozenset.intersection(*(each.says for each in self.teachers.values()))
+        return common if self.by else common - {"top k"}
+
+    @property
+    def hears(self) -> bool:
+        """What all of them hear."""
+        return all(each.hears for each in self.teachers.values())
+
+    @property
+    def needs_rows(self) -> bool:
+        """Text of our own has no column."""
+        return bool(self.by) or any(each.needs_rows for each in self.teachers.values())
+
+    @property
+    def temperature_kept(self) -> float | None:
+        """That of whoever has one."""
+        return next((each.temperature_kept for each in self.teachers.values() if each.temperature_kept is not None), None)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Each of them."""
+        return {name: each.described for name, each in self.teachers.items()}
+
+    def load(self, student: Student) -> Self:
+        """All of them alive."""
+        return dataclasses.replace(self, teachers={name: each.load(student) for name, each in self.teachers.items()})
+
+    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
+        """What they say together about each part."""
+        return map(self._routed if self.by else self._mean, parts)
+
+    def _mean(self, batch: Batch) -> Targets:
+        weights = self.weights or dict.fromkeys(self.teachers, 1.0)
+        shares = [weights[name] / sum(weights.values()) for name in self.teachers]
+        return Blend([_said(each, batch) for each in self.teachers.values()], shares, type(self).__name__)
+
+    def _routed(self, batch: Batch) -> Targets:
+        """Every teacher is asked, if only about nothing: the ranks meet in what they share."""
+        names = list(self.teachers)
+        which_B = torch.tensor([self._route(columns, names) for columns in batch.columns_B], dtype=torch.int64)
+        said = [_said(self.teachers[name], batch.select((which_B == n).nonzero().flatten().tolist())) for n, name in enumerate(names)]
+        which_N = which_B[batch.sequence_N]
+        place_N = torch.stack([(which_N == n).cumsum(0) - 1 for n in range(len(names))]).gather(0, which_N[None])[0]
+        return Routed(said, which_N, place_N, type(self).__name__)
+
+    def _route(self, columns: dict[str, Any], names: list[str]) -> int:
+        named = columns.get(self.by or "")
+        if named not in names:
+            found = "no such column" if self.by not in columns else f"{named!r}{did_you_mean(str(named), names)}"
+            raise RecipeError(f'a row is to be taught by its column "{self.by}", and has {found}; teachers: {", ".join(names)}')
+        return names.index(named)
+
+
+def _said(teacher: Teacher, batch: Batch) -> Targets:
+    (said,) = teacher.score([batch])
+    return said

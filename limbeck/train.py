@@ -10,6 +10,7 @@ from limbeck.objective import Objective
 from limbeck.recipe import Recipe
 from limbeck.run import Run
 from limbeck.selftest import self_test
+from limbeck.sources import Source
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 
@@ -23,7 +24,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0 and not run.finished:
-            self_test(student, teacher, objective, drawn=None if teacher.hears else source.draw(0, student))
+            self_test(student, teacher, objective, drawn=_first(source, student) if teacher.needs_rows else None)
         look(run, student, teacher)  # before all, or where a stop left it
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes
@@ -36,6 +37,14 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
             run.export(student)
         run.take_kept(student)
         return student
+
+
+def _first(source: Source, student: Student) -> Batch:
+    """The first draw, taken without a trace."""
+    state = source.state()
+    drawn = source.draw(0, student)
+    source.restore(state)
+    return drawn
 
 
 def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, batch: Batch) -> None:

@@ -23,7 +23,8 @@ from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 
 NEEDED = {"model": "a/b", "data": "a.jsonl", "prompts": "p.jsonl", "path": "a.jsonl", "function": "mod:f", "fraction": 0.25, "student": "a/b",
-          "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl")}  # fmt: skip
+          "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl"),
+          "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}}  # fmt: skip
 """A value for each setting that has no default."""
 
 

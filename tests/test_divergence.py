@@ -339,7 +339,7 @@ def test_an_objective_is_read_as_it_is_written() -> None:
 def test_what_a_teacher_must_say() -> None:
     assert (CrossEntropy() + PolicyGradient()).needs == frozenset()
     assert ReverseKL().needs == {"distribution"}
-    assert ForwardKL().needs == {"distribution", "top k"}
+    assert ForwardKL().needs == {"distribution", "top k", "sampled"}
 
 
 @pytest.mark.parametrize(

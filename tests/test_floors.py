@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards"},
-    {"data", "head", "targets", "batch", "vocabulary"},
+    {"data", "head", "targets", "blend", "batch", "vocabulary"},
     {"objective", "divergence", "reward", "loss", "keep"},
     {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed"},
     {"student", "teachers", "cache", "sources", "evaluate", "checkpoint", "trackers", "run"},
