@@ -63,3 +63,70 @@ def start() -> str:
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
     return f"Machine: {machine['system']}, {machine['threads']} threads ({', '.join(machine['instructions'])}), torch {machine['torch']}."
+
+
+def cache_bytes() -> str:
+    """Bytes of what can be kept, and how fast it is read."""
+    found = results("cache_bytes")
+    rows = [[what, *_bytes_row(each)] for what, each in found["found"].items()]
+    columns = ["text, kept", "unique", "bytes a token", "an entry", "everything, by the code length", "foretold bytes", "tokens/s read"]
+    return f"{table(columns, rows)}\n\n{_machine(found)}"
+
+
+def _bytes_row(each: dict[str, Any]) -> list[str]:
+    foretold = f"{100 * each['foretold']['bytes']['error']:+.1f} %" if "foretold" in each else ""
+    read = each["tokens_per_second"]["passes of 2,048"]["from memory"]
+    entry, code = each.get("bytes_an_entry"), each.get("all_over_code")
+    unique = f"{each['unique']:.1f}" if "unique" in each else ""
+    return [unique, f"{each['bytes_a_token']:.1f}", f"{entry:.2f}" if entry else "", f"{code:.2f}" if code else "", foretold, f"{read:,.0f}"]
+
+
+def cache_steps() -> str:
+    """Steps from a cache beside fine-tuning."""
+    found = results("cache_steps")
+    steps = [
+        [dtype, what, f"{each['seconds']['median']:.2f}", f"{each['times_cross_entropy']:.2f}", *_reading(each)]
+        for dtype, by in found["steps"].items()
+        for what, each in by.items()
+    ]
+    heads = [
+        [dtype, what, f"{each['median']:.3f}", f"{each['times_cross_entropy']:.2f}"]
+        for dtype, by in found["loss_head"].items()
+        for what, each in by.items()
+    ]
+    whole = table(["step, arithmetic", "learns from", "seconds", "times cross-entropy", "reading, first time", "again"], steps)
+    return f"{whole}\n\n{table(['loss head, arithmetic', 'learns from', 'seconds', 'times cross-entropy'], heads)}\n\n{_machine(found)}"
+
+
+def _reading(each: dict[str, Any]) -> list[str]:
+    shares = each.get("reading")
+    return [f"{shares[f'{when}_percent_of_a_step']:.2f} %" for when in ("cold", "warm")] if shares else ["", ""]
+
+
+def cache_gradient() -> str:
+    """Gradients from what is kept beside those from everything."""
+    found = results("cache_gradient")
+    rows = [
+        [name, *(cell for student in found["students"].values() for cell in _gradient(student["targets"][name]))]
+        for name in next(iter(found["students"].values()))["targets"]
+    ]
+    columns = ["kept", *(f"{what}, {student}" for student in found["students"] for what in ("angle", "norm ratio"))]
+    return f"{table(columns, rows)}\n\nOver {found['completion_tokens']:,} completion tokens. {_machine(found)}"
+
+
+def _gradient(each: dict[str, Any]) -> list[str]:
+    middle = [each[name]["median"] if isinstance(each[name], dict) else each[name] for name in ("angle", "norm_ratio")]
+    return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
+
+
+def cache_students() -> str:
+    """Students of what is kept beside the full teacher's."""
+    found = results("cache_students")
+    rows = [
+        [arm, str(each["seeds"]), f"{each['kl_nats']:.3f}", ", ".join(f"{ratio:.3f}" for ratio in each["kl_times_full"]),
+         f"{each['ece_percent']:.1f} ({each['ece_percent_if_calibrated']:.1f})", f"{each['ece_percent_against_teacher']:.1f}"]
+        for arm, each in found["summary"].items()
+    ]  # fmt: skip
+    columns = ["learns from", "seeds", "held-out KL, nats", "times the full teacher's", "ECE, % (calibrated)", "ECE against the teacher, %"]
+    settings = found["settings"]
+    return f"{table(columns, rows)}\n\n{settings['steps']} steps of {settings['sequences']} rows. {_machine(found)}"

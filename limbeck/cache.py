@@ -28,7 +28,7 @@ from limbeck.shards import AGAIN, Shards
 from limbeck.targets import Targets
 
 FORMAT = 1
-HELD_BYTES = 256 * 2**20
+HELD_BYTES = 2**30
 """Of rows read before that stay in memory, a group of a shard at a time."""
 LISTS = {"int32": pa.list_(pa.int32()), "float": pa.list_(pa.float32()), "binary": pa.large_binary()}
 MEANING = {

@@ -86,9 +86,10 @@ def _from_top_k(q: Distribution, said: TopKRows) -> tuple[Tensor, Tensor]:
     has_tail_C = said.log_tail_C > float("-inf")
     log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
     nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
-    log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j (1 - t/u) as two exponentials: neither overflows
-    gradient_CV = q.log.exp().sub_((q.log + log_share_C[:, None]).exp_())
-    return nats_C, gradient_CV.scatter_(1, said.ids_CK, log_q_CK.exp() - p_CK)
+    log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j t / u as one exponential: neither factor overflows alone
+    mass_C1 = (p_CK.sum(-1) + said.log_tail_C.exp())[:, None]  # 1, but for the rounding of what was stored
+    gradient_CV = (q.prob * mass_C1).sub_((q.log + log_share_C[:, None]).exp_())
+    return nats_C, gradient_CV.scatter_(1, said.ids_CK, mass_C1 * log_q_CK.exp() - p_CK)
 
 
 def _from_sampled(q: Distribution, said: SampledRows) -> tuple[Tensor, Tensor]:
