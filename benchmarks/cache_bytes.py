@@ -324,6 +324,7 @@ def aims(found: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool]]
         ("sampled:50, plain, drawn over code length", plain["drawn_over_code"], "<=", 1.25),
         ("sampled:50, plain, everything over code length", plain["all_over_code"], "<=", 1.25),
         ("top:64, plain, bytes a token", top["bytes_a_token"], "<=", 220),
+        *(("262,144 " + shape + ", top:64, bytes a token", found[f"262,144 {shape}, top:64"]["bytes_a_token"], "<=", 220) for shape in SHAPES),
         ("sampled:50, plain, tokens/s on one core, from files", plain["tokens_per_second"]["passes of 2,048"]["from files"], ">=", 1e6),
         ("top:64, plain, tokens/s on one core, from files", top["tokens_per_second"]["passes of 2,048"]["from files"], ">=", 1e6),
         *((f"foretold {what}, largest error ({name})", error, "<=", 0.1) for what, (error, name) in told.items()),
@@ -352,7 +353,7 @@ def printed(found: dict[str, dict[str, Any]]) -> None:
 def plotted(found: dict[str, dict[str, Any]]) -> str:
     """Bytes a token by column, of all that keep outcomes."""
     shown = {name: each["bytes_a_token_by_column"] for name, each in found.items() if "hidden" not in name}
-    names = ("unique", "id_gaps", "counts", "log_p", "log_tail", "entropy", "logsumexp")
+    names = ("unique", "id_gaps", "counts", "ids", "drops", "log_tail", "entropy", "logsumexp")
     groups = dict[str, dict[str, float]]()
     for name, each in shown.items():
         some = {column: each[column] for column in names if column in each}

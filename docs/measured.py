@@ -85,7 +85,7 @@ def cache_steps() -> str:
     """Steps from a cache beside fine-tuning."""
     found = results("cache_steps")
     steps = [
-        [dtype, what, f"{each['seconds']['median']:.2f}", f"{each['times_cross_entropy']:.2f}", *_reading(each)]
+        [dtype, what, f"{each['seconds']['median']:.2f}", f"{each['times_cross_entropy']['median']:.2f}", *_reading(each)]
         for dtype, by in found["steps"].items()
         for what, each in by.items()
     ]
@@ -117,16 +117,3 @@ def cache_gradient() -> str:
 def _gradient(each: dict[str, Any]) -> list[str]:
     middle = [each[name]["median"] if isinstance(each[name], dict) else each[name] for name in ("angle", "norm_ratio")]
     return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
-
-
-def cache_students() -> str:
-    """Students of what is kept beside the full teacher's."""
-    found = results("cache_students")
-    rows = [
-        [arm, str(each["seeds"]), f"{each['kl_nats']:.3f}", ", ".join(f"{ratio:.3f}" for ratio in each["kl_times_full"]),
-         f"{each['ece_percent']:.1f} ({each['ece_percent_if_calibrated']:.1f})", f"{each['ece_percent_against_teacher']:.1f}"]
-        for arm, each in found["summary"].items()
-    ]  # fmt: skip
-    columns = ["learns from", "seeds", "held-out KL, nats", "times the full teacher's", "ECE, % (calibrated)", "ECE against the teacher, %"]
-    settings = found["settings"]
-    return f"{table(columns, rows)}\n\n{settings['steps']} steps of {settings['sequences']} rows. {_machine(found)}"

@@ -268,4 +268,4 @@ def _difference(found: Manifest, wanted: Manifest) -> str:
     pairs = {"keep": (found.keep, wanted.keep), "seed": (found.seed, wanted.seed)}
     pairs |= {f"its teacher's {name}": (found.teacher.get(name), wanted.teacher.get(name)) for name in wanted.teacher if name != "model"}
     pairs |= {f"its tokenizer's {name}": (found.vocabulary.get(name), wanted.vocabulary.get(name)) for name in wanted.vocabulary}
-    return next(f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here)
+    return next((f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here), "another setting")

@@ -37,7 +37,9 @@ MEANING = {
     "starts": "where each completion begins in the sequence", "stops": "where it ends; the columns below go on over all completions",
     "entropy": "nats, of the whole distribution, one a token", "logsumexp": "nats, of logits / temperature, one a token",
     "unique": "how many outcomes were drawn, one a token", "id_gaps": "ids of a token's outcomes, ascending: its first id, then differences",
-    "counts": "how often each outcome was drawn", "log_p": "nats of each outcome", "log_tail": "nats of all other outcomes together",
+    "counts": "how often each outcome was drawn", "log_p": "nats of every outcome, float16, little endian, one vector a token",
+    "ids": "the likeliest outcomes of a token, likeliest first", "drops": "2^-9 nats by which each falls below the one before, the first below 0",
+    "log_tail": "nats of all other outcomes together",
     "hidden": "last hidden states, one vector a token, little endian; head.safetensors makes logits of them",
 }  # fmt: skip
 

@@ -24,10 +24,10 @@ from limbeck.objective import CustomTerm
 from limbeck.places import locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
-from limbeck.run import see_recipe
+from limbeck.run import named_teacher, see_recipe
 from limbeck.sources import Corpus, CustomSource, OnPolicy
 from limbeck.student import Student
-from limbeck.teachers import Local
+from limbeck.teachers import Cached, Local
 
 if TYPE_CHECKING:
     from limbeck.batch import Text
@@ -116,8 +116,8 @@ class _Looking:
         for what, part in self.named.items():
             self.look(what, self.model(what, part))
         if "teacher" not in self.named:
-            local = isinstance(self.recipe.teacher, Local)
-            self.lines.append(Line("teacher", "the student without its adapters" if local else type(self.recipe.teacher).__name__))
+            said = named_teacher(of.teacher.described) if isinstance(of.teacher, Cached) else type(of.teacher).__name__
+            self.lines.append(Line("teacher", "the student without its adapters" if isinstance(of.teacher, Local) else said))
         for path in _functions(self.recipe):
             self.look(f"function {path}", _function(path))
         if self.models.keys() >= {"student", "teacher"}:

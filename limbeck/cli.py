@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help="A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl.")]
-TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder or GGUF file.")]
+TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder, GGUF file or cache.")]
 StudentName = Annotated[str | None, typer.Option("--student", help="For a method: hub name or folder.")]
 DataPath = Annotated[str | None, typer.Option("--data", help="For a method: text to learn from (JSONL, Parquet, hub name).")]
 PromptsPath = Annotated[str | None, typer.Option("--prompts", help="For a method: prompts that the student answers.")]
@@ -82,7 +82,7 @@ def _planned(recipe: str, settings: list[str] | None, **given: str | None) -> "R
 def evaluate(
     student: Annotated[str, typer.Option(help="Hub name or folder.")],
     data: Annotated[str, typer.Option(help="Held-out text (JSONL, Parquet, hub name).")],
-    teacher: Annotated[str | None, typer.Option(help="Hub name, folder or GGUF file; without one, cross-entropy alone.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Hub name, folder, GGUF file or cache; without one, cross-entropy alone.")] = None,
     own_text: Annotated[bool, typer.Option("--own-text", help="Let the student answer the prompts, and measure on that.")] = False,
     rows: Annotated[int, typer.Option(help="How many rows to take.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
@@ -91,12 +91,13 @@ def evaluate(
     from limbeck.data import Data
     from limbeck.evaluate import Likelihood
     from limbeck.files import write_json
+    from limbeck.methods import scorer
     from limbeck.recipe import Recipe
     from limbeck.sources import Corpus
     from limbeck.student import Student
-    from limbeck.teachers import Local, Silent
+    from limbeck.teachers import Silent
 
-    judge = Local(teacher) if teacher else Silent()
+    judge = scorer(teacher) if teacher else Silent()
     pair = Recipe(Student(student), Corpus([Data(data)]), judge)
     live_student, live_teacher = pair.open_pair()
     found = Likelihood([Data(data)], rows=rows, own_text=own_text).run(live_student, live_teacher)

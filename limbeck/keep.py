@@ -26,6 +26,8 @@ CHUNK_ELEMENTS = 2**22
 """Logits that are worked on at once."""
 ENTROPY_STEP, LOGSUMEXP_STEP, LOG_P_STEP = 2.0**-12, 2.0**-10, 2.0**-9
 """Nats to which stored numbers are rounded: what is not stored needs no bytes. The largest error is half of each."""
+NEVER = -(2.0**20)
+"""Nats at which an outcome of no probability stands among the likeliest: a number, and far below what exp() can tell from 0."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Top(Counted):
 
     word: ClassVar[str] = "top"
     says: ClassVar[frozenset[str]] = frozenset({"top k"})
-    types: ClassVar[dict[str, str]] = {"id_gaps": "int32", "log_p": "float", "log_tail": "float"}
+    types: ClassVar[dict[str, str]] = {"ids": "int32", "drops": "int32", "log_tail": "float"}
 
     def fit(self, vocabulary: int) -> None:
         """Of all outcomes there is no rest."""
@@ -216,27 +218,25 @@ class Top(Counted):
             raise RecipeError(f"keep {self}: the vocabulary has {vocabulary:,} tokens; give fewer, or keep dense")
 
     def take(self, seen: Seen, uniform_CS: Array) -> Columns:
-        """Entries in the order of their ids; the tail is summed over what is left out."""
+        """Likeliest first, each by how far it falls below the one before: small numbers; the tail is summed over what is left out."""
         log_p_CV = seen.log_p_CV
-        ids_CK = log_p_CV.topk(self.count, dim=-1).indices.sort(-1).values
+        log_p_CK, ids_CK = log_p_CV.topk(self.count, dim=-1)
         log_tail_C = log_p_CV.scatter(-1, ids_CK, float("-inf")).double().logsumexp(-1)
-        kept_E = np.full(len(ids_CK), self.count)
-        return {
-            "id_gaps": _gaps(ids_CK.cpu().numpy().ravel(), kept_E),
-            "log_p": _rounded(log_p_CV.gather(-1, ids_CK).flatten(), LOG_P_STEP),
-            "log_tail": _rounded(log_tail_C, LOG_P_STEP),
-        }  # fmt: skip
+        steps_CK = (log_p_CK.double().clamp(min=NEVER) / LOG_P_STEP).round().long()
+        drops_CK = -steps_CK.diff(prepend=torch.zeros_like(steps_CK[:, :1]))
+        entries = (each.flatten().int().cpu().numpy() for each in (ids_CK, drops_CK))
+        return {**dict(zip(("ids", "drops"), entries, strict=True)), "log_tail": _rounded(log_tail_C, LOG_P_STEP)}
 
     def entries(self, columns: Columns) -> dict[str, Array]:
         """The same number for every token."""
         kept_N = np.full(len(columns["log_tail"]), self.count)
-        return {"id_gaps": kept_N, "log_p": kept_N}
+        return {"ids": kept_N, "drops": kept_N}
 
     def targets(self, columns: Columns, head: Head | None, fingerprint: str, temperature: float) -> TopK:
         """Outcomes, log-probabilities and tails."""
-        ids_E = _ids(columns["id_gaps"], np.full(len(columns["log_tail"]), self.count))
-        ids_NK, log_p_NK = (torch.from_numpy(each).reshape(-1, self.count) for each in (ids_E, columns["log_p"]))
-        return TopK(ids_NK, log_p_NK, torch.from_numpy(columns["log_tail"]), fingerprint, temperature)
+        ids_NK, drops_NK = (torch.from_numpy(columns[name]).reshape(-1, self.count) for name in ("ids", "drops"))
+        log_p_NK = drops_NK.cumsum(-1).mul(-LOG_P_STEP).float()
+        return TopK(ids_NK.long(), log_p_NK, torch.from_numpy(columns["log_tail"]), fingerprint, temperature)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def _student(value: Named) -> Student:
     return build(value, Student)
 
 
-def _teacher(value: Scorer) -> Teacher:
+def scorer(value: Scorer) -> Teacher:
+    """A teacher by name: a cache where the folder is one, else a model."""
     if not isinstance(value, str):
         return value
     return Cached(value) if (expanded(value) / "manifest.json").is_file() else Local(value)
@@ -41,7 +42,7 @@ def kd(student: Named, teacher: Scorer, data: Any, temperature: float = 1.0, alp
     """Supervised distillation: `(1 - alpha) T^2 KL(p || q) + alpha CE` on ready text (Hinton et al. 2015, arXiv 1503.02531)."""
     objective = Objective([(1 - alpha) * ForwardKL(temperature=temperature)])
     objective = objective + alpha * CrossEntropy() if alpha else objective
-    return Recipe(_student(student), Corpus(data), _teacher(teacher), objective, **numbers)
+    return Recipe(_student(student), Corpus(data), scorer(teacher), objective, **numbers)
 
 
 def gkd(
@@ -57,12 +58,12 @@ def gkd(
         raise RecipeError("gkd needs prompts for the student to answer; give prompts=, and data= for ready text beside them")
     own = OnPolicy(prompts)
     source = own if data is None else Mix(fraction, own, Corpus(data))
-    return Recipe(_student(student), source, _teacher(teacher), build(objective or JSD(0.5), Objective), **numbers)
+    return Recipe(_student(student), source, scorer(teacher), build(objective or JSD(0.5), Objective), **numbers)
 
 
 def on_policy(student: Named, teacher: Scorer, prompts: Any, **numbers: Any) -> Recipe:
     """On-policy distillation: reverse KL on the student's own answers."""
-    return Recipe(_student(student), OnPolicy(prompts), _teacher(teacher), Objective([ReverseKL()]), **numbers)
+    return Recipe(_student(student), OnPolicy(prompts), scorer(teacher), Objective([ReverseKL()]), **numbers)
 
 
 def distillm(student: Named, teacher: Scorer, prompts: Any, data: Any, fraction: float = 0.5, **numbers: Any) -> Recipe:
@@ -70,7 +71,7 @@ def distillm(student: Named, teacher: Scorer, prompts: Any, data: Any, fraction:
 
     Departs: 1) a fixed fraction of own text in place of the adaptive schedule; 2) no replay buffer.
     """
-    return Recipe(_student(student), Mix(fraction, OnPolicy(prompts), Corpus(data)), _teacher(teacher), Objective([SkewKL()]), **numbers)
+    return Recipe(_student(student), Mix(fraction, OnPolicy(prompts), Corpus(data)), scorer(teacher), Objective([SkewKL()]), **numbers)
 
 
 def gkd_rl(
@@ -78,7 +79,7 @@ def gkd_rl(
 ) -> Recipe:  # fmt: skip
     """GKD with a reward (arXiv 2306.13649, eq. 5): `alpha KL(q || p) + (1 - alpha) policy gradient` on own answers."""
     objective = alpha * ReverseKL() + (1 - alpha) * PolicyGradient()
-    return Recipe(_student(student), OnPolicy(prompts, group=group, reward=reward), _teacher(teacher), objective, **numbers)
+    return Recipe(_student(student), OnPolicy(prompts, group=group, reward=reward), scorer(teacher), objective, **numbers)
 
 
 METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl)}

@@ -178,7 +178,7 @@ class Run:
         if not self.leads:
             return
         write_text(self.out / "provenance.json", shareable(json.dumps(facts, indent=2)) + "\n")
-        said = _named(teacher)
+        said = named_teacher(teacher)
         print(f"{self.out.name}: teacher {said}; student {student['model']} in {student['arithmetic']}", file=sys.stderr)
 
     def steps(self, total: int) -> Iterator[int]:
@@ -339,13 +339,13 @@ def model_card(recipe: Any, figures: dict[str, Any]) -> str:
     return f"---\n{tags}\n---\n# A distilled student\n\n## How it was made\n\n```yaml\n{recipe_yaml}\n```\n\n## Evaluation\n\n{table}\n"
 
 
-def _named(teacher: dict[str, Any] | str) -> str:
+def named_teacher(teacher: dict[str, Any] | str) -> str:
     """A teacher in a few words; of several, each."""
     if isinstance(teacher, str):
         return teacher
     if "model" in teacher:
         return f"{teacher['model']} in {teacher['arithmetic']}" + (f", {teacher['kept']} kept" if "kept" in teacher else "")
-    return " + ".join(_named(each) for each in teacher.values())
+    return " + ".join(named_teacher(each) for each in teacher.values())
 
 
 def see_recipe(out: Path, recipe: Any) -> None:

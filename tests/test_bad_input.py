@@ -142,7 +142,7 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
            for x in ("rows: 0", "max_tokens: 0", "tokens_per_pass: -1", "samples: -1")},
     },
     "refused": {
-        "nothing said": (kd("teacher=Silent"), "ForwardKL needs a teacher that says distribution or sampled or top k; Silent says nothing; give Local(model)"),
+        "nothing said": (kd("teacher=Silent"), "ForwardKL needs a teacher that says distribution or sampled or top k; Silent says nothing; give"),
         "others' words": (kd("objective=PolicyGradient"), "PolicyGradient is only right on the student's own tokens; draw them with OnPolicy(...)"),
         "no credit": (own("objective=PolicyGradient"), "PolicyGradient needs credit; give the source a reward: OnPolicy(reward="),
         "unchosen": (own("objective=CrossEntropy"), "CrossEntropy on the student's own unchosen words teaches nothing; let a teacher score them"),

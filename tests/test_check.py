@@ -24,10 +24,10 @@ from limbeck.data import Data
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import ModelError
 from limbeck.estimate import Anatomy, anatomy
-from limbeck.places import locate
 from limbeck.evaluate import Likelihood
 from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective
+from limbeck.places import locate
 from limbeck.recipe import Recipe
 from limbeck.sources import Corpus, CustomSource, Mix, OnPolicy
 from limbeck.student import Student

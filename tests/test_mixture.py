@@ -105,9 +105,13 @@ def work(tmp_path_factory) -> Path:
     return work
 
 
+def recipe_of(work: Path, teacher: lb.Teacher, **more) -> lb.Recipe:
+    student, source = lb.Student(str(work / "student"), dtype="float32"), lb.Corpus(str(work / "train.jsonl"), sequences=6)
+    return lb.Recipe(student, source, teacher, ForwardKL(), **more)
+
+
 def run(work: Path, teacher: lb.Teacher, name: str, **more) -> list[dict]:
-    recipe = lb.Recipe(lb.Student(str(work / "student"), dtype="float32"), lb.Corpus(str(work / "train.jsonl"), sequences=6), teacher, ForwardKL(), steps=3, **more)
-    lb.distill(recipe, work / name)
+    lb.distill(recipe_of(work, teacher, steps=3, **more), work / name)
     return read_jsonl(work / name / "metrics.jsonl")
 
 
@@ -126,7 +130,7 @@ def test_rows_are_taught_by_whom_their_column_names(work: Path) -> None:
     """The loss of a first step is the mean over tokens of each row's own teacher."""
     teachers = {"maths": Local(str(work / "one"), dtype="float32"), "prose": Local(str(work / "two"), dtype="float32")}
     mixture = losses(run(work, Mixture(teachers, by="category"), "by"))[0]
-    recipe = lb.Recipe(lb.Student(str(work / "student"), dtype="float32"), lb.Corpus(str(work / "train.jsonl"), sequences=6), teachers["maths"], ForwardKL())
+    recipe = recipe_of(work, teachers["maths"])
     student, _ = recipe.open_pair()
     batch = recipe.source.load(student.live.vocabulary, lb.sources.Share(0)).draw(0, student)
     nats, tokens = 0.0, 0
