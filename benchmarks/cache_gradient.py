@@ -12,8 +12,10 @@ is biased.
 
 All in float64 on weights of float32, but for the models' norms, which transformers always makes in float32. The gradient on
 hidden states and head is by hand, `scale * q - said`, and shares no code with `limbeck/loss.py`, whose own gradient of the
-first pass is compared with it. Aimed at, from arXiv 2503.16870 (its angles: 4 degrees for draws, 58 for top-12): draws near the whole gradient, with a norm ratio
-of 1, where truncation is far off. Held: after training 50 draws are 1.3 degrees off, stratified ones 0.6, the 12 likeliest
+first pass is compared with it.
+
+Aimed at, from arXiv 2503.16870 (its angles: 4 degrees for draws, 58 for top-12): draws near the whole gradient, with a norm
+ratio of 1, where truncation is far off. Held: after training 50 draws are 1.3 degrees off, stratified ones 0.6, the 12 likeliest
 11, the 64 likeliest 6 and, with their tail, 2. Angles of draws shrink with the tokens that the mean is over; those of truncation do not.
 Writes `benchmarks/results/cache_gradient.json` and `benchmarks/results/cache_gradient.svg`.
 """
