@@ -204,7 +204,7 @@ def main() -> None:
 
         if rank() == 0:
             print(f"limbeck: {error}", file=sys.stderr)
-        leave()
+        leave(128 + error.number)
         sys.exit(128 + error.number)
     except LimbeckError as error:
         print(f"limbeck: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@
 """
 
 import os
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -27,10 +28,17 @@ def start() -> None:
     PartialState()
 
 
-def leave() -> None:
-    """Part from the other ranks, at the end of all."""
+def leave(code: int = 0) -> None:
+    """Part from the other ranks, at the end of all, and end the process; alone, do nothing.
+
+    At once: threads of gloo's that outlive the group abort the interpreter's own end now and then, when all is done.
+    """
     if _is_started():
+        wait()  # nobody goes while another needs them
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _is_started() -> bool:
