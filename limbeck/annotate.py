@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from limbeck.batch import Batch, Span, Text
-from limbeck.cache import Cache, Manifest, written_head
+from limbeck.cache import HELD_OUT, Cache, Manifest, folders, written_head
 from limbeck.data import Data, Row
 from limbeck.errors import CacheError, DataError, RecipeError, Stopped
-from limbeck.files import UNDONE
+from limbeck.files import sweep
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.keep import Columns, kept
 from limbeck.places import fingerprint
-from limbeck.progress import Progress
+from limbeck.progress import Progress, clock
 from limbeck.shards import Damage
-from limbeck.teachers import HELD_OUT, Local
+from limbeck.teachers import Local
 
 PIECE_ROWS = 256
 """Rows of the data that are worked on at once and become one shard."""
@@ -75,8 +75,7 @@ class Estimate:
     def __str__(self) -> str:
         if not self.rows:
             return "nothing more is to come"
-        minutes, seconds = divmod(round(self.seconds or 0), 60)
-        time = f" and {minutes}:{seconds:02d} minutes" if self.seconds is not None else ""
+        time = f" and {clock(self.seconds)} minutes" if self.seconds is not None else ""
         return f"{self.rows:,} rows are to come, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB{time}"
 
 
@@ -94,9 +93,8 @@ def annotate(asked: Annotation, out: Path) -> Cache:
 
 def verify(out: Path) -> list[Damage]:
     """Read every byte of a cache: what is missing or damaged."""
-    inside = [out / HELD_OUT] if (out / HELD_OUT / "manifest.json").is_file() else []
     found = list[Damage]()
-    for folder in (out, *inside):
+    for folder in folders(out):
         cache = Cache(folder, Manifest.read(folder), known=False)
         found += cache.shards.verify()
         try:
@@ -115,7 +113,6 @@ class _Filling:
         self.rows: Sequence[Row] = asked.data.rows()[:rows]
         self.temperatures = sorted(set(asked.temperatures)) if kept(asked.keep).tempered else [1.0]
         self.cache = self._open()
-        self.unused = 0
 
     def run(self) -> Cache:
         """Fill it."""
@@ -152,9 +149,7 @@ class _Filling:
 
     def _repair(self) -> None:
         """Forget what is damaged, and say so; remove what a killed process left half written: nobody writes a file for an hour."""
-        for path in self.out.rglob(f".*{UNDONE}"):
-            if time.time() - path.stat().st_mtime > 3600:
-                path.unlink(missing_ok=True)
+        sweep(self.out, seconds=3600)
         for damage in self.cache.shards.verify():
             print(f"{self.out}: {damage}; they are made again", flush=True)
             self.cache.shards.drop(damage)

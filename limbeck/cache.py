@@ -28,6 +28,8 @@ from limbeck.shards import AGAIN, Shards
 from limbeck.targets import Targets
 
 FORMAT = 1
+HELD_OUT = "held-out"
+"""The folder inside a cache that holds text to evaluate on, annotated densely."""
 HELD_BYTES = 2**30
 """Of rows read before that stay in memory, a group of a shard at a time."""
 LISTS = {"int32": pa.list_(pa.int32()), "float": pa.list_(pa.float32()), "binary": pa.large_binary()}
@@ -129,6 +131,12 @@ def _ragged(column: pa.ChunkedArray) -> tuple[Array, Array]:
     return np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8), starts
 
 
+def folders(folder: Path) -> list[Path]:
+    """A cache's own folder, and that of its held-out text where it has any."""
+    inside = folder / HELD_OUT
+    return [folder, inside] if (inside / "manifest.json").is_file() else [folder]
+
+
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -179,7 +187,7 @@ class Cache:
     @property
     def bytes_and_tokens(self) -> tuple[int, int]:
         """All bytes below the folder, a head and the held-out text left out, and the completion tokens they are about."""
-        files = [path for path in self.folder.rglob("*") if path.is_file() and path.name != "head.safetensors" and "held-out" not in path.parts]
+        files = [path for path in self.folder.rglob("*") if path.is_file() and path.name != "head.safetensors" and HELD_OUT not in path.parts]
         return sum(path.stat().st_size for path in files), sum(line["tokens"] for line in self.shards.entered().values())
 
     def temperature_of(self, temperature: float) -> float:

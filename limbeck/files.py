@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,12 @@ def _new_folder(path: Path) -> Generator[Path]:
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written below a folder; nobody else may be writing there."""
+def sweep(folder: Path, seconds: float = 0.0) -> None:
+    """Remove what a killed process left half written below a folder.
+
+    seconds: how long ago at least; where others may be writing, longer than anybody writes one file.
+    """
     for path in [*folder.rglob(f".*{UNDONE}")]:
+        if seconds and time.time() - path.stat().st_mtime <= seconds:
+            continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ class Progress:
         rate = f"{self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""
         made = self.done - self._start
         left = seconds / made * (self.total - self.done) if made else 0.0
-        return "  ".join(filter(None, [self.note, rate, f"{_clock(left)} left" if made else ""]))
+        return "  ".join(filter(None, [self.note, rate, f"{clock(left)} left" if made else ""]))
 
     def _line(self) -> None:
         self.shown = time.monotonic()
@@ -67,6 +67,7 @@ def _bar() -> Any:
     return Bar(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"

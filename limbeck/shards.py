@@ -115,8 +115,7 @@ class Shards:
 
     def drop(self, damage: Damage) -> None:
         """Forget a shard that cannot be used, so that its rows are made again."""
-        (self.folder / "journal").mkdir(parents=True, exist_ok=True)
-        self._gone(damage.name).touch()
+        write_bytes(self._gone(damage.name), b"")
         (self.folder / "shards" / damage.name).unlink(missing_ok=True)
 
     def open(self, name: str) -> pq.ParquetFile:
@@ -141,7 +140,9 @@ class Shards:
 
     def read(self, name: str, columns: list[str], group: int | None = None) -> pa.Table:
         """Columns of a shard, or of one of its groups of rows."""
-        file = self.open(name)
+        return self._read(self.open(name), name, columns, group)
+
+    def _read(self, file: pq.ParquetFile, name: str, columns: list[str], group: int | None = None) -> pa.Table:
         try:
             return file.read(columns) if group is None else file.read_row_group(group, columns)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -149,10 +150,10 @@ class Shards:
 
     def groups(self, name: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         """The rows of a shard, a group at a time."""
-        rows, start = self.read(name, columns).to_pylist(), 0
-        metadata = self.open(name).metadata
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
+        file, start = self.open(name), 0
+        rows = self._read(file, name, columns).to_pylist()
+        for group in range(file.metadata.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
             yield rows[start : start + count]
             start += count
 

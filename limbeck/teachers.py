@@ -197,14 +197,12 @@ class Cached(Teacher):
 
     def load(self, student: Student) -> Self:
         """Open the cache, and see that it means the same by a token as the student."""
-        from limbeck.cache import Cache
+        from limbeck.cache import Cache, folders
 
         made, traits = self.fresh(), self._manifest.vocabulary
         mine = student.take_template(traits["template"], frozenset(traits["end_ids"]))
         prove_traits(mine, traits)
-        folder = expanded(self.folder)
-        inside = [folder / HELD_OUT] if (folder / HELD_OUT / "manifest.json").is_file() else []
-        made._caches, made._vocabulary = [Cache.open(each) for each in (folder, *inside)], mine
+        made._caches, made._vocabulary = [Cache.open(each) for each in folders(expanded(self.folder))], mine
         return made
 
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
@@ -224,16 +222,12 @@ class Cached(Teacher):
     def _unseen(self, batch: Batch, temperature: float) -> str:
         seen = [any(cache.holds(cache.keys(batch.select([b]), temperature)[0]) for cache in self._caches) for b in range(len(batch))]
         if all(seen):
-            return f"{self.folder}: some rows of one pass stand in {HELD_OUT} and some outside; evaluate on data of one kind"
+            return f"{self.folder}: some rows of one pass stand in held-out and some outside; evaluate on data of one kind"
         tokens = batch.sequences()[seen.index(False)].tolist()
         return (
             f"{self.folder} has not seen {seen.count(False)} of {len(seen)} rows of a pass; the first has {len(tokens)} tokens and begins "
             f"{self._vocabulary.text(tokens)[:60]!r}; annotate this data with the same template and max_tokens: limbeck cache"
         )
-
-
-HELD_OUT = "held-out"
-"""The folder inside a cache that holds text to evaluate on, annotated densely."""
 
 
 @part

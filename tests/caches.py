@@ -1,5 +1,6 @@
 """Toy caches: how they are filled, what stands in them, who was asked; and bits turned over."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from limbeck.keep import ENTROPY_STEP, LOG_P_STEP, LOGSUMEXP_STEP
 from limbeck.teachers import Local
 
 ROWS = 48
+Whole = Callable[..., Path]
 
 
 @contextmanager
@@ -134,3 +136,28 @@ def flipped(path: Path, draw: np.random.Generator) -> bytes:
     data[int(draw.integers(len(data)))] ^= 1 << int(draw.integers(8))
     path.write_bytes(data)
     return before
+
+
+# Fixtures of whoever imports them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    with small_pieces():
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return furnish(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="module")
+def whole(toy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return fill_once(tmp_path_factory.mktemp("whole"), toy)
+
+
+@pytest.fixture
+def copied(whole: Whole, tmp_path: Path) -> Whole:
+    """A copy of it, to be damaged."""
+    return lambda keep="sampled:50": Path(shutil.copytree(whole(keep), tmp_path / "copy"))

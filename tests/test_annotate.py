@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import toys
-from caches import asking, counted, fill_once, furnish, remade, same_rows, small_pieces, stored
+from caches import Whole, asking, counted, furnish, remade, same_rows, small_pieces, stored, whole  # noqa: F401
 from test_cli import said
 from test_unbroken import forked, killed_at
 
@@ -27,8 +27,6 @@ from limbeck.errors import DataError, LimbeckError, RecipeError, Stopped
 from limbeck.files import UNDONE
 from limbeck.shards import Shards
 from limbeck.teachers import Local
-
-Whole = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,11 +40,6 @@ def small() -> Iterator[None]:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("toys")
     return {**furnish(home), "many": toys.jsonl(home / "many.jsonl", toys.rows(400, seed=3))}
-
-
-@pytest.fixture(scope="module")
-def whole(toy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return fill_once(tmp_path_factory.mktemp("whole"), toy)
 
 
 def rows_of(out: Path) -> int:

@@ -1,7 +1,7 @@
 """Caches: the same lesson as the live teacher's, found by content alone, and whose it is."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toys
 import transformers
-from caches import ROWS, asking, counted, fill_once, furnish, small_pieces, stored
+from caches import ROWS, Whole, asking, copied, counted, small, stored, toy, whole  # noqa: F401
 
 import limbeck as lb
 from limbeck.annotate import annotate
@@ -24,31 +24,6 @@ from limbeck.keep import kept
 from limbeck.places import fingerprint
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local
-
-Whole = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small() -> Iterator[None]:
-    with small_pieces():
-        yield
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return furnish(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture(scope="module")
-def whole(toy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return fill_once(tmp_path_factory.mktemp("whole"), toy)
-
-
-@pytest.fixture
-def copied(whole: Whole, tmp_path: Path) -> Whole:
-    """A copy of it, to be damaged."""
-    return lambda keep="sampled:50": Path(shutil.copytree(whole(keep), tmp_path / "copy"))
-
 
 # Learning from it
 

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from caches import asking, everything, fill_once, flipped, furnish, remade, same_rows, small_pieces, stored
+from caches import Whole, asking, copied, everything, flipped, remade, same_rows, small, stored, toy, whole  # noqa: F401
 
 from limbeck.annotate import annotate, verify
 from limbeck.cache import Cache
@@ -21,29 +21,6 @@ from limbeck.student import Student
 from limbeck.teachers import Cached, Local
 
 KINDS = ["sampled:50", "stratified:20", "top:64", "hidden", "dense"]
-Whole = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small() -> Iterator[None]:
-    with small_pieces():
-        yield
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return furnish(tmp_path_factory.mktemp("toys"))
-
-
-@pytest.fixture(scope="module")
-def whole(toy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return fill_once(tmp_path_factory.mktemp("whole"), toy)
-
-
-@pytest.fixture
-def copied(whole: Whole, tmp_path: Path) -> Whole:
-    """A copy of it, to be damaged."""
-    return lambda keep="sampled:50": Path(shutil.copytree(whole(keep), tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("keep", KINDS)
