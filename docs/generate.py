@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 
 from limbeck.cli import app
 from limbeck.config import Part, plain, settings_of
+from limbeck.corpus import Order  # noqa: F401  # known as a part once it is read
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
@@ -225,6 +226,7 @@ def block(name: str) -> str:
         "methods": methods, "signatures": signatures, "refusals": refusals,
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
+        "cache_students": measured.cache_students,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)
@@ -251,11 +253,11 @@ OWN: Schema = {
 def schema() -> str:
     """The JSON schema of a recipe file, draft 2020-12: what an editor completes, explains and marks as wrong."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Limbeck recipe"}
-    defined = {cls.__name__: _part_schema(cls) for cls in sorted(_below(Recipe), key=lambda cls: cls.__name__)}
+    defined = {cls.__name__: _part_schema(cls) for cls in sorted(below(Recipe), key=lambda cls: cls.__name__)}
     return json.dumps(head | _object(Recipe) | {"$defs": {"call": CALL, "own": OWN} | defined}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _below(root: type[Part]) -> set[type[Part]]:
+def below(root: type[Part]) -> set[type[Part]]:
     """Every part that may be named in a `root`, abstract and concrete."""
     found, left = set[type[Part]](), [root]
     while left:

@@ -117,3 +117,23 @@ def cache_gradient() -> str:
 def _gradient(each: dict[str, Any]) -> list[str]:
     middle = [each[name]["median"] if isinstance(each[name], dict) else each[name] for name in ("angle", "norm_ratio")]
     return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
+
+
+def cache_students() -> str:
+    """Students of what was kept, beside the full teacher's."""
+    found = results("cache_students")
+    rows = [
+        [
+            name,
+            str(each["seeds"]),
+            f"{each['kl_nats']:.3f}",
+            ", ".join(f"{ratio:.3f}" for ratio in each["kl_times_full"]),
+            f"{each['ece_percent']:.1f} ({each['ece_percent_if_calibrated']:.1f})",
+            f"{each['ece_percent_against_teacher']:.1f}",
+            f"{100 * each['surer_than_teacher']:+.1f}",
+        ]
+        for name, each in found["summary"].items()
+    ]
+    columns = ["learnt from", "seeds", "held-out KL, nats", "times the full teacher's, by seed", "ECE, % (if calibrated)",
+               "ECE against the teacher, %",                "surer than the teacher, points"]  # fmt: skip
+    return table(columns, rows)

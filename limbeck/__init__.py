@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from limbeck.divergence import SkewKL as SkewKL
     from limbeck.divergence import SkewReverseKL as SkewReverseKL
     from limbeck.divergence import TotalVariation as TotalVariation
+    from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.generate import Sampling as Sampling
@@ -33,19 +34,26 @@ if TYPE_CHECKING:
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
     from limbeck.recipe import Recipe as Recipe
+    from limbeck.rollouts import OnPolicy as OnPolicy
     from limbeck.sources import Corpus as Corpus
     from limbeck.sources import CustomSource as CustomSource
     from limbeck.sources import Mix as Mix
-    from limbeck.sources import OnPolicy as OnPolicy
     from limbeck.sources import Source as Source
     from limbeck.student import Student as Student
     from limbeck.targets import Targets as Targets
+    from limbeck.teacher_samples import TeacherSamples as TeacherSamples
     from limbeck.teachers import Cached as Cached
     from limbeck.teachers import Local as Local
     from limbeck.teachers import Mixture as Mixture
     from limbeck.teachers import Silent as Silent
     from limbeck.teachers import Teacher as Teacher
     from limbeck.train import distill as distill
+    from limbeck.verifiers import Exact as Exact
+    from limbeck.verifiers import JsonSchema as JsonSchema
+    from limbeck.verifiers import MultipleChoice as MultipleChoice
+    from limbeck.verifiers import Number as Number
+    from limbeck.verifiers import Regex as Regex
+    from limbeck.verifiers import UnitTests as UnitTests
 
 _WHERE = {
     "adapters": "LoRA",
@@ -53,6 +61,7 @@ _WHERE = {
     "config": "part",
     "data": "Data",
     "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",
+    "endpoint": "Endpoint",
     "errors": "LimbeckError",
     "evaluate": "Likelihood",
     "generate": "Sampling",
@@ -60,11 +69,14 @@ _WHERE = {
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
     "recipe": "Recipe",
-    "sources": "Corpus CustomSource Mix OnPolicy Source",
+    "rollouts": "OnPolicy",
+    "sources": "Corpus CustomSource Mix Source",
     "student": "Student",
     "targets": "Targets",
+    "teacher_samples": "TeacherSamples",
     "teachers": "Cached Local Mixture Silent Teacher",
     "train": "distill",
+    "verifiers": "Exact JsonSchema MultipleChoice Number Regex UnitTests",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -18,16 +18,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.config import Part, import_object, settings_of
 from limbeck.data import Data, Row, check_columns
+from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
 from limbeck.places import locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
+from limbeck.rollouts import OnPolicy
 from limbeck.run import named_teacher, see_recipe
-from limbeck.sources import Corpus, CustomSource, OnPolicy
+from limbeck.sources import Corpus, CustomSource
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local
+from limbeck.verifiers import Function
 
 if TYPE_CHECKING:
     from limbeck.batch import Text
@@ -341,12 +344,8 @@ def _key(data: Data) -> tuple[str, str, str | None]:
 
 def _functions(recipe: Recipe) -> list[str]:
     """The user's own functions that the recipe names."""
-    named = [
-        part.reward if isinstance(part, OnPolicy) else part.function
-        for part in _below(recipe)
-        if isinstance(part, OnPolicy | CustomTerm | CustomSource)
-    ]
-    return [path for path in dict.fromkeys(named) if path]
+    named = [part.function for part in _below(recipe) if isinstance(part, CustomTerm | CustomSource | Function | Replies)]
+    return list(dict.fromkeys(named))
 
 
 def _function(path: str) -> Iterator[Line]:

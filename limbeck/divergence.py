@@ -15,7 +15,7 @@ from limbeck.config import part
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
 from limbeck.objective import FULL, Term, TokenRows
-from limbeck.targets import Distribution, Logits, Rows, SampledRows, TopKRows
+from limbeck.targets import Distribution, Logits, Rows, SampledRows, TokenLogpRows, TopKRows
 
 FAR = 80.0
 """Nats apart at which the lighter of two probabilities is nothing beside the other, and exp() in float32 still finite."""
@@ -85,11 +85,13 @@ def _from_top_k(q: Distribution, said: TopKRows) -> tuple[Tensor, Tensor]:
     log_u_C = q.log.scatter(1, said.ids_CK, float("-inf")).logsumexp(-1)
     has_tail_C = said.log_tail_C > float("-inf")
     log_ratio_C = torch.where(has_tail_C, said.log_tail_C - log_u_C, 0.0)
-    nats_C = (p_CK * (said.log_p_CK - log_q_CK)).sum(-1) + said.log_tail_C.exp() * log_ratio_C
+    log_ratio_CK = torch.where(p_CK > 0, said.log_p_CK - log_q_CK, 0.0)
+    nats_C = (p_CK * log_ratio_CK).sum(-1) + said.log_tail_C.exp() * log_ratio_C
     log_share_C = torch.where(has_tail_C, log_ratio_C, float("-inf"))  # q_j t / u as one exponential: neither factor overflows alone
     mass_C1 = (p_CK.sum(-1) + said.log_tail_C.exp())[:, None]  # 1, but for the rounding of what was stored
     gradient_CV = (q.prob * mass_C1).sub_((q.log + log_share_C[:, None]).exp_())
-    return nats_C, gradient_CV.scatter_(1, said.ids_CK, mass_C1 * log_q_CK.exp() - p_CK)
+    gradient_CV.scatter_(1, said.ids_CK, mass_C1 * log_q_CK.exp())
+    return nats_C, gradient_CV.scatter_add_(1, said.ids_CK, -p_CK.to(gradient_CV))  # added: an outcome that fills up a row stands there twice
 
 
 def _from_sampled(q: Distribution, said: SampledRows) -> tuple[Tensor, Tensor]:
@@ -205,6 +207,42 @@ class AlphaDivergence(Divergence):
         mixed = a * x + (1 - a) * y
         value = (a * x.expm1() + (1 - a) * y.expm1() - mixed.expm1()) * top.exp() / (a * (1 - a))
         return value, (mixed + top).exp().div_(-a)
+
+
+@part
+class SampledReverseKL(Term):
+    """`KL(q || p)` by the student's own tokens y ~ q alone, for a teacher that says no more than `log p(y)`.
+
+    The value is `log q(y) - log p(y)`, unbiased (the estimator k1). As a loss its expected gradient would be 0, so the
+    gradient is not its derivative but the score function's, `(log q(y) - log p(y)) d log q(y)`, the first factor held:
+    unbiased for the gradient of `KL(q || p)`. Departs from the policy gradient of the whole answer's KL (MiniLLM, arXiv
+    2306.08543): 1) a token earns only what it says itself, not what later ones say; 2) no baseline is taken off.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"distribution", "tokens"})
+    on_policy: ClassVar[bool] = True
+
+    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
+        """Nats of each token; the gradient is `(log q(y) - log p(y)) (onehot(y) - q)`."""
+        q, places_C1 = student.at(), tokens.tokens_C[:, None]
+        log_ratio_C1 = q.log_at(places_C1) - _log_p_at(said, places_C1).to(q.prob)
+        gradient_CV = (q.prob * -log_ratio_C1).scatter_add_(1, places_C1, log_ratio_C1)
+        return log_ratio_C1[:, 0], gradient_CV
+
+
+def _log_p_at(said: Rows, places_C1: Tensor) -> Tensor:
+    """The teacher's log-probability of each token [C, 1], of whichever kind of what it says."""
+    match said:
+        case TokenLogpRows():
+            return said.log_p_C[:, None]
+        case TopKRows():
+            is_token_CK = said.ids_CK == places_C1
+            assert said.temperature == 1.0 and bool(is_token_CK.any(-1).all()), "truncated scores without the tokens themselves"
+            return said.log_p_CK.masked_fill(~is_token_CK, float("-inf")).amax(-1, keepdim=True)
+        case Logits():
+            return said.at().log_at(places_C1)
+        case _:
+            raise AssertionError("SampledReverseKL needs the tokens' log-probabilities; the recipe should have been refused")
 
 
 def _over_mixture(p: Distribution, q: Distribution, share: float) -> tuple[Tensor, Tensor]:

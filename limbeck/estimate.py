@@ -16,7 +16,8 @@ from limbeck.errors import ModelError
 from limbeck.machine import Precision
 from limbeck.places import NOT_HERE
 from limbeck.recipe import Recipe
-from limbeck.sources import Mix, OnPolicy, Source
+from limbeck.rollouts import OnPolicy
+from limbeck.sources import Mix, Source
 from limbeck.student import Student
 
 EMBEDDINGS = ("embed", "lm_head", "wte", "wpe", "output.weight", "embed_out")

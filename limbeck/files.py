@@ -1,6 +1,7 @@
 """The one place that writes files: a reader sees the old file or the new one, never half of either."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -140,6 +141,27 @@ def _new_folder(path: Path) -> Generator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+@contextmanager
+def claimed(folder: Path) -> Generator[None]:
+    """Have a folder for ourselves, made where it is not there, for as long as the block lasts.
+
+    Raises LimbeckError where another process has it, or it cannot be written to.
+    """
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if lock is not None:
+            lock.close()
+        busy = isinstance(error, BlockingIOError)
+        why = f"{folder} is in use by another process; wait for it" if busy else f"cannot write to {folder} ({error.strerror})"
+        raise LimbeckError(f"{why}{', or ' if busy else '; '}give another --out") from None
+    with lock:
+        yield
 
 
 def sweep(folder: Path, seconds: float = 0.0) -> None:

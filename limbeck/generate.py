@@ -4,7 +4,9 @@ Axes: B rows being written, V vocabulary. Random numbers are counter-based: the 
 seed, the step, the row's number over all ranks and the token's place, whichever batch the row is written in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +93,30 @@ class Written:
         self.logp: list[float] = []
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be completed. step, row: with the seed they decide its random numbers. tag: whatever the asker wants back."""
+
+    prompt: list[int]
+    step: int
+    row: int
+    tag: Any = None
+
+
+def compose(
+    model: "Model", asked: Iterable[Request], sampling: Sampling, seed: int = 0, at_once: int = 64,
+    told: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[Request, Written]]:  # fmt: skip
+    """Complete requests as they come, `at_once` of them together; no more are taken than are being written."""
+    waiting = iter(asked)
+    while some := list(islice(waiting, at_once)):
+        written = [Written() for _ in some]
+        draws = np.stack([uniforms(seed, each.step, each.row, sampling.max_tokens) for each in some])
+        with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
+            _write_together(model, [each.prompt for each in some], sampling, draws, written, told)
+        yield from zip(some, written, strict=True)
+
+
 def write(
     model: "Model", prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
     at_once: int = 64, told: Callable[[int], None] = lambda tokens: None,
@@ -100,14 +126,10 @@ def write(
     rows: number of each prompt over all ranks, which with seed and step decides its random numbers. at_once: rows
     written together, prompts of like lengths. told: called with the count of tokens just written.
     """
-    written = [Written() for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    for start in range(0, len(order), at_once):
-        some = order[start : start + at_once]
-        draws = np.stack([uniforms(seed, step, rows[n], sampling.max_tokens) for n in some])
-        with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
-            _write_together(model, [prompts[n] for n in some], sampling, draws, [written[n] for n in some], told)
-    return written
+    asked = (Request(prompts[n], step, rows[n], tag=n) for n in order)
+    found = {request.tag: written for request, written in compose(model, asked, sampling, seed, at_once, told)}
+    return [found[n] for n in range(len(prompts))]
 
 
 def _write_together(

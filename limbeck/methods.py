@@ -14,9 +14,11 @@ from limbeck.errors import RecipeError, did_you_mean
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
-from limbeck.sources import Corpus, Mix, OnPolicy
+from limbeck.rollouts import OnPolicy
+from limbeck.sources import Corpus, Mix
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local, Teacher
+from limbeck.verifiers import Verifier
 
 Named = str | Student
 Scorer = str | Teacher
@@ -75,11 +77,11 @@ def distillm(student: Named, teacher: Scorer, prompts: Any, data: Any, fraction:
 
 
 def gkd_rl(
-    student: Named, teacher: Scorer, prompts: Any, reward: str, alpha: float = 0.5, group: int = 8, **numbers: Any
+    student: Named, teacher: Scorer, prompts: Any, reward: str | Verifier, alpha: float = 0.5, group: int = 8, **numbers: Any
 ) -> Recipe:  # fmt: skip
     """GKD with a reward (arXiv 2306.13649, eq. 5): `alpha KL(q || p) + (1 - alpha) policy gradient` on own answers."""
     objective = alpha * ReverseKL() + (1 - alpha) * PolicyGradient()
-    return Recipe(_student(student), OnPolicy(prompts, group=group, reward=reward), scorer(teacher), objective, **numbers)
+    return Recipe(_student(student), OnPolicy(prompts, group=group, reward=build(reward, Verifier)), scorer(teacher), objective, **numbers)
 
 
 METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl)}

@@ -30,8 +30,9 @@ from limbeck.optimizer import AdamW
 from limbeck.progress import Progress
 from limbeck.recipe import Recipe
 from limbeck.report import report
+from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
-from limbeck.sources import Corpus, OnPolicy, Source, texts_of
+from limbeck.sources import Corpus, Source, texts_of
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 from limbeck.train import distill

@@ -5,13 +5,16 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from limbeck import endpoint, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
-from limbeck.divergence import Divergence, ForwardKL
+from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
+from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, Objective, Term
+from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
-from limbeck.sources import OnPolicy, Share, Source
+from limbeck.sources import Share, Source
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 
@@ -99,7 +102,9 @@ def _nothing_said(term: Term, recipe: Recipe) -> str | None:
     if not term.needs or term.needs & recipe.teacher.says:
         return None
     said = ", ".join(sorted(recipe.teacher.says)) or "nothing"
-    can = "ForwardKL(), or another teacher: Local(model)" if recipe.teacher.says & ForwardKL.needs else "Local(model)"
+    kinds = {"ForwardKL()": ForwardKL.needs, "SampledReverseKL() of the student's own tokens": frozenset({"tokens"})}
+    able = " or ".join(name for name, needs in kinds.items() if needs & recipe.teacher.says)
+    can = f"{able}, or another teacher: Local(model)" if able else "Local(model)"
     return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {type(recipe.teacher).__name__} says {said}; give {can}"
 
 
@@ -127,6 +132,26 @@ def _not_its_own_words(term: Term, recipe: Recipe) -> str | None:
     if term.on_policy and recipe.source.writers != {"student"} and term.writer != "student":
         return f'{term.name} is only right on the student\'s own tokens; draw them with OnPolicy(...), or count only them: .on("student")'
     return None
+
+
+def _not_drawn_of_itself(term: Term, recipe: Recipe) -> str | None:
+    if not isinstance(term, SampledReverseKL):
+        return None
+    for source in _own_text(recipe.source):
+        plain_draw = Sampling(source.sampling.max_tokens)
+        if source.sampling != plain_draw or source.keep_above is not None:
+            found = f"keep_above={source.keep_above}" if source.sampling == plain_draw else f"{source.sampling}"
+            return (
+                f"{term.name} is only right on tokens drawn from the student's whole distribution at temperature 1, none chosen afterwards; "
+                f"OnPolicy has {found}; leave that out, or give ReverseKL() with Local(model)"
+            )
+    return None
+
+
+def _own_text(source: Source) -> list[OnPolicy]:
+    """The parts of a source in which the student writes."""
+    inner = [own for value in vars(source).values() if isinstance(value, Source) for own in _own_text(value)]
+    return [source, *inner] if isinstance(source, OnPolicy) else inner
 
 
 def _no_credit(term: Term, recipe: Recipe) -> str | None:
@@ -169,6 +194,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _other_temperature,
     _unheard,
     _not_its_own_words,
+    _not_drawn_of_itself,
     _no_credit,
     _unchosen_words,
     _nobody_writes,

@@ -72,7 +72,7 @@ class Run:
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
         self.tokens_per_pass = recipe.tokens_per_pass
-        self._tally, self._left_out = Tally(recipe.objective), 0
+        self._tally, self._left_out, self._drawn = Tally(recipe.objective), 0, dict[str, float]()
         self._student: Any = None
         self._source: Any = None
         self._source_state = dict[str, Any]()
@@ -200,14 +200,14 @@ class Run:
 
     def count(self, batch: Batch) -> int:
         """Completion tokens of a step over all ranks. Raises DataError where there are none."""
-        total, left_out = distributed.sum_over_ranks([len(batch.places_N), batch.left_out])
+        total, left_out, reward, answers = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, *batch.earned])
         why = f"left out {int(left_out)} rows ({self.recipe.source.leaves_out})"
         if not total:
             raise DataError(f"step {self.first + 1}: nothing to learn from; {why}")
         if left_out and not self._left_out and self.leads:
             print(f"{self.out.name}: step {self.first + 1} {why}; metrics.jsonl counts them", file=sys.stderr)
         self._left_out += int(left_out)
-        self._step_left_out = int(left_out)
+        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **({"reward": reward / answers} if answers else {})}
         return int(total)
 
     def cut_smaller(self, student: Any, error: BaseException) -> None:
@@ -238,7 +238,7 @@ class Run:
         self.first, self._source_state = step + 1, self._source.state()
         if not self.leads:
             return
-        figures |= {"left_out": self._step_left_out} if self._step_left_out else {}
+        figures |= self._drawn
         append_jsonl(self.out / "metrics.jsonl", {"step": step + 1, **figures, **moved})
         self._trackers.log({**figures, **moved}, step + 1)
         append_jsonl(self.out / "timings.jsonl", {"step": step + 1, "seconds": seconds, "tokens_per_second": figures["tokens"] / seconds})

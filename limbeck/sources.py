@@ -3,10 +3,9 @@
 A draw is a function of seed, step and weights. Row g of a step is the same on one rank and on eight, each drawing its share.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,12 +14,9 @@ from pydantic import BeforeValidator
 
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, import_object, live, part
-from limbeck.data import Data, Pool, Row, asked_of
-from limbeck.distributed import sum_over_ranks
+from limbeck.data import Data, Pool, Row
 from limbeck.errors import RecipeError
-from limbeck.generate import Sampling
-from limbeck.lazy import torch
-from limbeck.reward import RunningBaseline, blaming, group_credit, verifier
+from limbeck.reward import blaming
 from limbeck.student import Student
 from limbeck.vocabulary import Vocabulary
 
@@ -98,7 +94,7 @@ class Corpus(Source):
     _share: Any = live()
 
     def __post_init__(self) -> None:
-        _check_sizes(self.sequences, self.max_tokens)
+        check_sizes(self.sequences, self.max_tokens)
 
     @property
     def writers(self) -> frozenset[str]:
@@ -121,106 +117,7 @@ class Corpus(Source):
         rows = self._pool.take(step * self.sequences, self.sequences)
         mine = [rows[place] for place in self._share.rows(self.sequences)]
         longest = min(self.max_tokens, student.live.context)
-        return _batch_of([self._vocabulary.texts(row, data, longest) for data, row in mine], self.written_by)
-
-
-@part
-class OnPolicy(Source):
-    """The student's own answers to prompts, written with its weights as they are (GKD, arXiv 2306.13649).
-
-    sequences: prompts of a step, over all ranks, each answered `group` times. max_prompt: longer prompts are left out.
-    reward: a verifier, `module:function`, called with (completion, row) -> number; it gives credit (reward less the
-    group's mean, or less a running mean), and with `keep_above` chooses which answers are learnt from.
-    """
-
-    prompts: DataSets
-    sequences: int = 16
-    sampling: Sampling = field(default_factory=Sampling)
-    max_prompt: int = 1024
-    group: int = 1
-    reward: str | None = None
-    baseline: Literal["group", "running"] = "group"
-    keep_above: float | None = None
-
-    _pool: Any = live()
-    _vocabulary: Any = live()
-    _share: Any = live()
-    _baseline: Any = live()
-    _judge: Any = live()
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.sequences, self.max_prompt, self.group)
-        if self.keep_above is not None and not math.isfinite(self.keep_above):
-            raise RecipeError(f"OnPolicy.keep_above must be finite, found {self.keep_above}; null keeps every answer")
-        if self.keep_above is not None and self.reward is None:
-            raise RecipeError("OnPolicy(keep_above=...) needs a reward to compare with; give reward: module:function")
-        if self.reward is not None and self.keep_above is None and self.group == 1 and self.baseline == "group":
-            raise RecipeError('OnPolicy(group=1) with a group baseline gives every answer zero credit; set group >= 2 or baseline="running"')
-
-    @property
-    def writers(self) -> frozenset[str]:
-        """The student alone."""
-        return frozenset({"student"})
-
-    @property
-    def rewarded(self) -> bool:
-        """Whether there is credit."""
-        return self.reward is not None
-
-    @property
-    def chosen(self) -> bool:
-        """Whether a verifier chose what is learnt from."""
-        return self.keep_above is not None
-
-    def load(self, vocabulary: Vocabulary, share: Share) -> Self:
-        """Open the prompts."""
-        made = self.fresh()
-        made._pool, made._vocabulary, made._share = Pool(self.prompts, share.seed), vocabulary, share
-        made._baseline, made._judge = RunningBaseline(), verifier(self.reward) if self.reward else None
-        return made
-
-    @property
-    def leaves_out(self) -> str:
-        """Prompts that leave no room, and answers that earned too little."""
-        chosen = "" if self.keep_above is None else f"; answers that earned no more than keep_above={self.keep_above} are dropped too"
-        return f"prompts longer than max_prompt={self.max_prompt} or the student's context{chosen}"
-
-    def draw(self, step: int, student: Student) -> Batch:
-        """Take prompts, let the student answer, put credit on the answers."""
-        taken = self._pool.take(step * self.sequences, self.sequences)
-        asked = [(g, row, self._vocabulary.prompt(row, data)) for g, (data, row) in enumerate(taken) if g in self._share.rows(self.sequences)]
-        longest = min(self.max_prompt, student.live.context - 1)
-        fitting = [(g, row, ids) for g, row, ids in asked if len(ids) <= longest]
-        many = [(g * self.group + n, row, ids) for g, row, ids in fitting for n in range(self.group)]
-        texts = self._answers(many, step, student)
-        batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
-        return self._judged(batch, [row for _, row, _ in many]) if self.reward else batch
-
-    def _answers(self, many: Sequence[tuple[int, Row, list[int]]], step: int, student: Student) -> list[Text]:
-        written = student.write([ids for _, _, ids in many], self.sampling, self._share.seed, step, [g for g, _, _ in many])
-        pairs = zip(many, written, strict=True)
-        return [Text.answered(ids, new.tokens, _columns(row), new.logp) for (_, row, ids), new in pairs]
-
-    def _judged(self, batch: Batch, rows: list[Row]) -> Batch:
-        answers = [tokens[batch.places_N[batch.sequence_N == b] - batch.starts_B[b]] for b, tokens in enumerate(batch.sequences())]
-        asked = [{**row, "prompt": asked_of(row)} for row in rows]
-        rewards = [self._judge(self._vocabulary.text(ids.tolist()), row) for ids, row in zip(answers, asked, strict=True)]
-        reward_B = torch.tensor(rewards)
-        if self.baseline == "group":
-            credit_B = group_credit(reward_B, self.group)
-        else:
-            total, count = sum_over_ranks([float(reward_B.double().sum()), len(reward_B)])
-            credit_B = self._baseline.credit(reward_B, total, int(count))
-        batch = replace(batch, credit_B=credit_B)
-        return batch if self.keep_above is None else batch.select((reward_B > self.keep_above).nonzero().flatten().tolist())
-
-    def state(self) -> dict[str, Any]:
-        """The running mean of rewards."""
-        return {"total": self._baseline.total, "count": self._baseline.count}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back the running mean."""
-        self._baseline.total, self._baseline.count = state["total"], state["count"]
+        return batch_of([self._vocabulary.texts(row, data, longest) for data, row in mine], self.written_by)
 
 
 @part
@@ -295,7 +192,7 @@ class CustomSource(Source):
     _share: Any = live()
 
     def __post_init__(self) -> None:
-        _check_sizes(1, self.max_tokens)
+        check_sizes(1, self.max_tokens)
 
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
         """Find the function."""
@@ -310,7 +207,7 @@ class CustomSource(Source):
         rows = self._rows(step)
         mine = [rows[place] for place in self._share.rows(len(rows))]
         longest = min(self.max_tokens, student.live.context)
-        return _batch_of([self._vocabulary.texts(row, Data(path=self.function), longest) for row in mine], "corpus")
+        return batch_of([self._vocabulary.texts(row, Data(path=self.function), longest) for row in mine], "corpus")
 
     def _rows(self, step: int) -> list[Row]:
         with blaming(self.function):
@@ -320,16 +217,13 @@ class CustomSource(Source):
         return rows
 
 
-def _batch_of(rows: Sequence[list[Text]], writer: str) -> Batch:
+def batch_of(rows: Sequence[list[Text]], writer: str) -> Batch:
     """The texts of rows; a row without any is left out."""
     return replace(Batch.of([text for texts in rows for text in texts], writer), left_out=sum(not texts for texts in rows))
 
 
-def _columns(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("messages", "conversations", "prompt_ids")}
-
-
-def _check_sizes(sequences: int, tokens: int, group: int = 1) -> None:
+def check_sizes(sequences: int, tokens: int, group: int = 1) -> None:
+    """See that a source draws something. Raises RecipeError."""
     if min(sequences, tokens, group) < 1:
         raise RecipeError(f"a source needs at least one sequence, token and answer; found {sequences}, {tokens} and {group}")
 

@@ -102,7 +102,18 @@ class SampledRows:
         return SampledRows(self.ids_CK[rows], self.share_CK[rows], self.entropy_C[rows], self.temperature)
 
 
-Rows = Logits | TopKRows | SampledRows | None
+@dataclass(frozen=True)
+class TokenLogpRows:
+    """What a teacher said of C tokens alone: the log-probability of each, log_p_C, in nats, at temperature 1."""
+
+    log_p_C: Tensor
+
+    def block(self, rows: slice) -> "TokenLogpRows":
+        """A few of these tokens."""
+        return TokenLogpRows(self.log_p_C[rows])
+
+
+Rows = Logits | TopKRows | SampledRows | TokenLogpRows | None
 """What can be said of a chunk of tokens; None where nothing is."""
 
 
@@ -113,7 +124,7 @@ class Targets(ABC):
 
     @property
     def says(self) -> frozenset[str]:
-        """Which of what a term may need: "distribution", "top k", "sampled"."""
+        """Which of what a term may need: "distribution", "top k", "sampled", "tokens"."""
         return frozenset()
 
     @abstractmethod
@@ -171,6 +182,7 @@ class TopK(Targets):
     """The K likeliest outcomes of each token with their true log-probabilities, and the tail's: never renormalised.
 
     ids_NK: int64 [N, K]. log_p_NK: nats. log_tail_N: nats, the log of one less their sum, by logsumexp over the rest.
+    Where a token has fewer than K, its first stands again in the places left, at -inf.
     """
 
     ids_NK: Tensor
@@ -226,6 +238,27 @@ class Sampled(Targets):
     def select(self, rows_N: Tensor) -> "Sampled":
         """The same about these tokens only."""
         return replace(self, ids_NK=self.ids_NK[rows_N], share_NK=self.share_NK[rows_N], entropy_N=self.entropy_N[rows_N])
+
+
+@dataclass(frozen=True)
+class TokenLogp(Targets):
+    """The log-probability of the tokens themselves, log_p_N, in nats, at temperature 1; of other outcomes nothing."""
+
+    log_p_N: Tensor
+    fingerprint: str
+
+    @property
+    def says(self) -> frozenset[str]:
+        """The tokens alone."""
+        return frozenset({"tokens"})
+
+    def rows(self, chunk: slice) -> TokenLogpRows:
+        """Of these tokens."""
+        return TokenLogpRows(self.log_p_N[chunk])
+
+    def select(self, rows_N: Tensor) -> "TokenLogp":
+        """The same about these tokens only."""
+        return replace(self, log_p_N=self.log_p_N[rows_N])
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.blend import Blend, Routed
-from limbeck.config import Part, live, part
+from limbeck.config import Part, live, part, plain
 from limbeck.distributed import Passes
 from limbeck.errors import CacheError, RecipeError, did_you_mean
+from limbeck.generate import Sampling
 from limbeck.lazy import torch
+from limbeck.licences import Licence, of_model
 from limbeck.machine import Opening, Precision
+from limbeck.places import fingerprint
 from limbeck.privacy import expanded
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
@@ -62,9 +66,27 @@ class Teacher(Part, ABC):
         """What it is, for the records."""
         return self.opened.described if self.opened else type(self).__name__
 
+    @property
+    def identity(self) -> Any:
+        """What it is among all writers, as plain data: two that differ in it write differently."""
+        return plain(self)
+
+    @property
+    def licences(self) -> list[Licence]:
+        """Under what terms its words may be learnt from."""
+        return []
+
     @abstractmethod
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """What it says about each part, one after the other, each only when it is asked for."""
+
+    def writing(self) -> Self:
+        """The teacher alive, to write alone: for no student. Raises RecipeError where it cannot."""
+        raise RecipeError(f"{type(self).__name__} cannot write; let a model do it: Local(model) or Endpoint(url, model)")
+
+    def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
+        """Answers of its own, each as soon as it is there, in any order; it stops asking when the purse refuses."""
+        raise NotImplementedError
 
 
 @part
@@ -126,6 +148,16 @@ class Local(Teacher):
         assert self._open is not None, "this teacher is only its settings; load() it"
         return self._open
 
+    @property
+    def identity(self) -> Any:
+        """The weights and their arithmetic, wherever they lie."""
+        return [fingerprint(self.model), self.dtype, self.quantization]
+
+    @property
+    def licences(self) -> list[Licence]:
+        """The model's own."""
+        return of_model(self.model)
+
     def _say(self, batch: Batch) -> Dense:
         if self._student:
             with self._student.unadapted():
@@ -134,6 +166,16 @@ class Local(Teacher):
             with torch.no_grad():
                 outputs = self._passes.run(lambda model: model.forward(batch))
         return Dense(outputs.hidden_ND, outputs.head, self.model)
+
+    def writing(self) -> Self:
+        """The model open."""
+        return self.load(None)
+
+    def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
+        """Written here, many side by side; a prompt is read, and paid for, once for all of its samples."""
+        from limbeck.writer import answers
+
+        return answers(self.opened, questions, sampling, purse, told)
 
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """Every outcome's probability, as hidden states and a head; what this teacher already said is not said again."""
@@ -276,6 +318,11 @@ class Mixture(Teacher):
     def temperature_kept(self) -> float | None:
         """That of whoever has one."""
         return next((each.temperature_kept for each in self.teachers.values() if each.temperature_kept is not None), None)
+
+    @property
+    def licences(self) -> list[Licence]:
+        """Those of all."""
+        return [found for each in self.teachers.values() for found in each.licences]
 
     @property
     def described(self) -> dict[str, Any]:

@@ -115,6 +115,22 @@ class Vocabulary:
             raise DataError("a dialogue without a turn before the answer; give it one, of a user's")
         return self.ids(self.chat(messages, prompt=True, **self._arguments(row, data)))
 
+    def continued(self, messages: list[dict[str, Any]], reply: list[dict[str, Any]], data: Data) -> list[int]:
+        """The tokens that follow the end of the last turn, up to where the next answer begins, once others have replied.
+
+        The turn itself keeps the tokens it was written in. Raises VocabularyError where the template rewrites what was said.
+        """
+        with _naming(data):
+            before = self.chat(messages[:-1], prompt=True, **data.template_arguments)
+            after = self.chat(messages, **data.template_arguments)
+            whole = self.chat([*messages, *reply], prompt=True, **data.template_arguments)
+            if not after.startswith(before) or not whole.startswith(after):
+                where = _first_difference(after, whole) if after.startswith(before) else _first_difference(before, after)
+                raise VocabularyError(f"the chat template rewrites a dialogue that goes on ({where}); give one that only appends")
+            turn = self.ids(after[len(before) :])
+            ends = [place for place, token in enumerate(turn) if token in self.end_ids]
+            return [*turn[ends[-1] + 1 if ends else len(turn) :], *self.ids(whole[len(after) :])]
+
     def texts(self, row: Row, data: Data, max_tokens: int) -> list[Text]:
         """The sequences of a row, with their completion spans, each at most `max_tokens` long; empty where no completion fits."""
         row = _present(row)

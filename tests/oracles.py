@@ -129,3 +129,12 @@ def cross_entropy(tokens: NDArray[np.int64], s: Array) -> Answer:
     slope = np.exp(lq)
     slope[rows, tokens] -= 1
     return -lq[rows, tokens], slope
+
+
+def sampled_reverse_kl(tokens: NDArray[np.int64], z: Array, s: Array) -> Answer:
+    """`log q(y) - log p(y)`; gradient of `c log q(y)`, c that number held: `c (onehot - q)`."""
+    lp, lq, rows = log_softmax(z), log_softmax(s), np.arange(len(tokens))
+    c = lq[rows, tokens] - lp[rows, tokens]
+    slope = -c[:, None] * np.exp(lq)
+    slope[rows, tokens] += c
+    return c, slope

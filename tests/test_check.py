@@ -29,7 +29,8 @@ from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective
 from limbeck.places import locate
 from limbeck.recipe import Recipe
-from limbeck.sources import Corpus, CustomSource, Mix, OnPolicy
+from limbeck.rollouts import OnPolicy
+from limbeck.sources import Corpus, CustomSource, Mix
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent
 from limbeck.vocabulary import Vocabulary

@@ -18,7 +18,8 @@ from limbeck.errors import DataError, LimbeckError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective, Term
 from limbeck.recipe import Recipe
-from limbeck.sources import Corpus, Mix, OnPolicy, Source
+from limbeck.rollouts import OnPolicy
+from limbeck.sources import Corpus, Mix, Source
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 

@@ -21,7 +21,8 @@ from limbeck.generate import Sampling
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.recipe import Recipe
-from limbeck.sources import Corpus, OnPolicy
+from limbeck.rollouts import OnPolicy
+from limbeck.sources import Corpus
 from limbeck.student import Student
 from limbeck.teachers import Local
 

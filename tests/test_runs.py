@@ -130,6 +130,8 @@ def test_a_reward_is_earned_more_often(toy, tmp_path) -> None:
         written = live.write(prompts, lb.Sampling(max_tokens=8), 5, 0, range(200))
         return sum(many_vowels(live.live.vocabulary.text(new.tokens), {}) for new in written) / 200
 
+    logged = [row["reward"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert len(logged) == 25 and sum(logged[-5:]) > 1.5 * sum(logged[:5])
     assert student.live.name == toy["student"]
     assert earned(str(tmp_path / "run" / "student")) > 1.5 * earned(toy["student"])
 
