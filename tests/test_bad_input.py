@@ -147,7 +147,7 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
         "no credit": (own("objective=PolicyGradient"), "PolicyGradient needs credit; give the source a reward: OnPolicy(reward="),
         "unchosen": (own("objective=CrossEntropy"), "CrossEntropy on the student's own unchosen words teaches nothing; let a teacher score them"),
         "zero credit": (own("source.reward=mine:length"), 'gives every answer zero credit; set group >= 2 or baseline="running"'),
-        "no judge": (own("source.keep_above=1"), "OnPolicy(keep_above=...) needs a reward to compare with; give reward: Number(), or module:function"),
+        "no judge": (own("source.keep_above=1"), "needs a reward to compare with; give reward: Number(), or module:function"),
         "JSD 0": (kd("objective=JSD(0)"), "the formula vanishes at 0 and 1 and means nothing outside; use ForwardKL()"),
         "JSD 1": (kd("objective=JSD(1)"), "use ReverseKL()"),
         "itself": (kd(teacher="student"), "the teacher student is the student itself and says the same, so ForwardKL has no gradient; name"),
