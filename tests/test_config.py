@@ -25,8 +25,11 @@ from limbeck.teachers import Local, Silent, Teacher
 
 NEEDED = {"model": "a/b", "data": "a.jsonl", "prompts": "p.jsonl", "path": "a.jsonl", "function": "mod:f", "fraction": 0.25, "student": "a/b",
           "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl"),
-          "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}}  # fmt: skip
+          "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}, "base_url": "http://127.0.0.1/v1",
+          "teacher": Local("a"), "writer": Local("a"), "seeds": "seeds.jsonl", "count": 5}  # fmt: skip
 """A value for each setting that has no default."""
+EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}}
+"""What parts need of which one or the other is enough."""
 
 
 def concrete() -> list[type[Part]]:
@@ -36,7 +39,8 @@ def concrete() -> list[type[Part]]:
 def minimal(cls: type[Part]) -> Part:
     fields = dataclasses.fields(cls)
     bare = (dataclasses.MISSING, dataclasses.MISSING)
-    return cls(**{f.name: NEEDED[f.name] for f in fields if f.init and (f.default, f.default_factory) == bare})
+    needed = {f.name: NEEDED[f.name] for f in fields if f.init and (f.default, f.default_factory) == bare}
+    return cls(**needed, **EITHER.get(cls.__name__, {}))
 
 
 def refused(spelling: object, base: type[Part]) -> str:
