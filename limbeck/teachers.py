@@ -172,7 +172,7 @@ class Local(Teacher):
         return self.load(None)
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
-        """Written here, many side by side; a prompt is read, and paid for, once for all of its samples."""
+        """Written here, many side by side."""
         from limbeck.writer import answers
 
         return answers(self.opened, questions, sampling, purse, told)
