@@ -99,8 +99,10 @@ class Model:
         return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())].to(self.compute), self.head)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> "Writing":
-        """Read prompts, and be ready to say what comes next."""
-        width = max(len(prompt) for prompt in prompts)
+        """Read prompts, empty ones too."""
+        if len(prompts) == 1 and not prompts[0]:  # transformers masks the states of layers without attention only from two rows and places on
+            return self.gather([(self.begin([*prompts, *prompts]), [0])])
+        width = max(2, *(len(prompt) for prompt in prompts)) if not all(prompts) else max(len(prompt) for prompt in prompts)
         ids_BS = torch.tensor([[*[0] * (width - len(prompt)), *prompt] for prompt in prompts], device=device())
         empty_B0 = ids_BS.new_empty(len(prompts), 0)
         begun = Writing(self, memory(self.causal.config), empty_B0, empty_B0)
@@ -139,7 +141,8 @@ class Writing:
     def feed(self, ids_BQ: Tensor, mask_BQ: Tensor | None = None) -> None:
         """Append tokens to each row. mask_BQ: 1 where a token is one, 0 where it only fills up; by default all are."""
         self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(ids_BQ) if mask_BQ is None else mask_BQ], 1)
-        whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(min=0)
+        last = self.model.context - 1  # rows that have ended may be written on past it, unheard
+        whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(0, last)
         with self.model.arithmetic():
             self.hidden_BQD = self.model.causal.get_decoder()(
                 input_ids=ids_BQ, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS[:, -ids_BQ.shape[1] :],
