@@ -100,11 +100,20 @@ def _narrowed(p_BV: Tensor, sampling: Sampling) -> Tensor:
     return p_BV
 
 
+@dataclass(frozen=True)
+class Round:
+    """A proposal: its tokens, how many of them were accepted, and how many tokens the text grew by, cut at its end."""
+
+    proposed: list[int]
+    kept: int
+    took: int
+
+
 class Written:
     """One completion as it was written: its tokens and the nats of each under the model, before temperature and narrowing.
 
     read: tokens of its prompt that were read for it; a prompt that several completions share is read for the first of them.
-    rounds: where a draft proposed, what it proposed in each round, and how much of that was kept.
+    rounds: where another model proposed, what became of it.
     hidden: where a verifier scored, its hidden states [n, D] that predict each token, round by round.
     """
 
@@ -112,7 +121,7 @@ class Written:
         self.tokens: list[int] = []
         self.logp: list[float] = []
         self.read = 0
-        self.rounds: list[tuple[list[int], int]] = []
+        self.rounds: list[Round] = []
         self.hidden: list[Tensor] = []
 
 
