@@ -302,7 +302,8 @@ class _Desk:
 
     def join(self, requests: Sequence[Request]) -> list[Ended]:
         """Begin requests beside what is there. Returns those for which the context has no room."""
-        rooms = [min(self.sampling.max_tokens, self.model.context - len(request.prompt)) for request in requests]
+        context = self.model.context
+        rooms = [min(self.sampling.max_tokens, context - len(request.prompt)) for request in requests]
         new = [Row(request, self.seed, room, going=room > 0) for request, room in zip(requests, rooms, strict=True)]
         if fitting := [row for row in new if row.going]:
             with torch.no_grad(), self.model.arithmetic():

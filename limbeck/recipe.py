@@ -5,7 +5,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from limbeck import endpoint, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import endpoint, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
@@ -89,7 +89,7 @@ class Recipe(Part):
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
         """The four parts alive, where the run's newest checkpoint left them."""
         student, teacher = self.open_pair()
-        source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks))
+        source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks, teacher))
         run.attach(student, source)
         run.provenance(student.live.described, teacher.described)
         return student, teacher, source, self.objective

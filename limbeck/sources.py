@@ -26,11 +26,13 @@ DataSets = Annotated[list[Data], BeforeValidator(lambda value: value if isinstan
 
 @dataclass(frozen=True)
 class Share:
-    """What a source needs to know of the run: the seed, and which rows of a step are this rank's."""
+    """What a source needs to know of the run: the seed, which rows of a step are this rank's, and who teaches."""
 
     seed: int = 0
     rank: int = 0
     ranks: int = 1
+    teacher: Any = None
+    """The recipe's own, alive: of use to a source in which it writes too."""
 
     def rows(self, count: int) -> range:
         """The numbers of this rank's rows among the `count` of a step."""

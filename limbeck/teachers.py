@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
@@ -23,6 +23,8 @@ from limbeck.privacy import expanded
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
 from limbeck.vocabulary import prove_traits
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from limbeck.cache import Manifest
@@ -170,6 +172,10 @@ class Local(Teacher):
     def writing(self) -> Self:
         """The model open."""
         return self.load(None)
+
+    def lend(self, work: "Callable[[Model], T]") -> T:
+        """Something done with the model, all its weights here; every rank must do it."""
+        return self._passes.run_whole(work)
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Written here, many side by side."""

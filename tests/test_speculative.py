@@ -178,7 +178,7 @@ class BonusOfTheDraft(Speculative):
 @pytest.mark.parametrize("planted", [(Speculative, NotRenormalised()), (Speculative, NoResidual()), (BonusOfTheDraft, Exact())], ids=str)
 def test_the_same_test_finds_planted_faults(pair: tuple[Model, Model], planted: tuple[type[Speculative], Rule]) -> None:
     decoder, rule = planted
-    counts, _ = counted(decoder(*pair, Sampling(3), rule, GAMMA), Sampling(3), [2, 4])
+    counts, _ = counted(decoder(*pair, Sampling(3), rule, GAMMA), Sampling(3), [2, 4], DRAWS // 4)
     assert p_value(counts, enumerated(pair[0], [2, 4], Sampling(3))) < 1e-6
 
 
