@@ -10,6 +10,7 @@ from limbeck.data import Data
 from limbeck.errors import EndpointError, ModelError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
+from limbeck.licences import Licence, of_model
 from limbeck.machine import Precision, device, precision
 from limbeck.teachers import Teacher
 from limbeck.verifiers import Verifier
@@ -94,6 +95,11 @@ class RewardModel(Verifier):
 
     _module: Any = live()
     _tokenizer: Any = live()
+
+    @property
+    def licences(self) -> list[Licence]:
+        """The model's own."""
+        return of_model(self.model)
 
     def load(self) -> Self:
         """Open the model. Raises ModelError for one that has not one output."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from limbeck import licences
 from limbeck.errors import DataError, EndpointError, ModelError, RecipeError
+from limbeck.gguf_metadata import gguf_general
 from limbeck.licences import Licence, from_plain, front_matter, gate, of_data, of_endpoint, of_model, of_provider, plain_licences, record, section
 
 TABLE = json.loads((licences.ASSETS / "terms.json").read_text())
@@ -71,7 +72,7 @@ def test_a_card_that_names_none(card: str, model) -> None:
     (model / "README.md").write_text(card)
     found = of_model(str(model))
     assert said(found) == [(f"unknown licence of {model}", "unknown")]
-    assert "license: NAME" in found[0].why
+    assert found[0].why == "No README.md and no licence file there names one."
 
 
 FILES = [
@@ -145,7 +146,7 @@ def test_gguf_metadata_reads_as_its_library_reads_it(tmp_path) -> None:
     path = Path(gguf_file(tmp_path / "a.gguf", lambda writer: (writer.add_license("mit"), writer.add_name("Größe"))))
     reader = gguf.GGUFReader(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if key.startswith("general.")}
-    assert {f"general.{key}": value for key, value in licences.gguf_general(path).items()} == theirs
+    assert {f"general.{key}": value for key, value in gguf_general(path).items()} == theirs
     reader.data._mmap.close()
 
 
@@ -163,7 +164,7 @@ def test_any_bytes_after_a_gguf_head_are_metadata_or_one_line(junk: bytes, tmp_p
     path = tmp_path_factory.getbasetemp() / "junk.gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (2).to_bytes(8, "little") + junk)
     try:
-        licences.gguf_general(path)
+        gguf_general(path)
     except ModelError as error:
         assert "\n" not in str(error)
 
@@ -205,12 +206,27 @@ def test_the_hub_out_of_reach_is_unknown_and_says_so(hub) -> None:
 def test_the_hubs_card(ask, monkeypatch) -> None:
     def answered(card: dict | None):
         told = None if card is None else huggingface_hub.ModelCardData(**card)
+        licences._asked_hub.cache_clear()
         monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: type("Info", (), {"card_data": told})())
         return said(ask("org/name"))
 
     assert answered({"license": "cc-by-nc-4.0"}) == [("cc-by-nc-4.0", "no")]
     assert answered({"license": "other", "license_name": "mrl"}) == [("mrl", "no")]
     assert answered(None) == answered({"tags": ["a"]}) == [("unknown licence of org/name", "unknown")]
+
+
+def test_the_hub_is_asked_once_and_again_only_where_it_did_not_answer(monkeypatch) -> None:
+    answers = [ConnectionError("gone"), type("Info", (), {"card_data": huggingface_hub.ModelCardData(license="mit")})()]
+
+    def repo_info(self, name: str, **told: object) -> object:
+        assert told["timeout"] == 10  # a network that swallows everything holds nobody up for longer
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    found = [said(of_model("once/asked")) for _ in range(3)]
+    assert found == [[("unknown licence of once/asked", "unknown")], [("mit", "yes")], [("mit", "yes")]]
 
 
 @pytest.mark.parametrize("ask", [of_model, of_data])
@@ -323,6 +339,9 @@ def test_what_the_gate_says(model) -> None:
     with pytest.raises(RecipeError) as stop:
         gate(found := of_model(str(model)))
     assert f"{model} was asked for, and no licence of it was found: no README.md" in str(stop.value)
+    assert "put a README.md there that begins with the lines `---`, `license: NAME`, `---`, or if you may, set" in str(stop.value)
+    Path(model / "README.md").write_text("---\nlicense: mit\n---\n")  # as it says
+    gate(of_model(str(model)))
     gate(found, str(stop.value).split('accept_license: "')[1].split('"')[0])  # what it says to set is what lets it through
 
 
