@@ -224,12 +224,13 @@ def quickstart(
     minutes: Annotated[float, typer.Option(help="About how long it may take, set-up left out.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Steps in place of minutes; a fifth of them are on-policy.")] = None,
     prompts: Annotated[int | None, typer.Option(help="How many of the shipped prompts to use; by default all.")] = None,
+    accept_license: Accepted = None,
     out: Annotated[Path, typer.Option(help="The folder of everything; the same command goes on where it stopped.")] = Path("runs/quickstart"),
 ) -> None:
     """Distill a real language model, end to end, on this machine."""
     from limbeck.quickstart import quickstart as run
 
-    table = run(out, teacher, layers, minutes, steps, prompts)
+    table = run(out, teacher, layers, minutes, steps, prompts, accept_license or [])
     _table(table["columns"], table["rows"])
     for sample in table["samples"]:
         _table(["", sample["prompt"]], [[who, text] for who, text in sample["completions"].items()])
