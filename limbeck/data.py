@@ -130,12 +130,13 @@ def read_jsonl_rows(path: Path) -> Iterator[Row]:
 def parquet_rows(path: Path) -> int:
     """How many rows a Parquet file holds, by its end alone. Raises DataError for none, and for columns that hold no text."""
     import pyarrow
-    import pyarrow.parquet
+    import pyarrow.parquet  # pyright: ignore[reportUnusedImport]  # it is not there otherwise
 
+    arrow: Any = pyarrow  # it has no stubs
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with arrow.parquet.ParquetFile(path) as file:
             count, names = int(file.metadata.num_rows), list[str](file.schema_arrow.names)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     if not count:
         raise DataError(f"{path} holds no rows; give it at least one")
