@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.data import Data
-from limbeck.errors import RecipeError
-from limbeck.files import write_text
+from limbeck.data import Data, asked_of
+from limbeck.errors import DataError, RecipeError
+from limbeck.files import write_json, write_text
 from limbeck.generate import Decoder, Request, Round, Sampling, compose
 from limbeck.machine import Opening, Precision
 from limbeck.progress import warn
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from limbeck.evaluate.acceptance import Acceptance
     from limbeck.models import Model
+
+SHOWN = 4
+"""Texts that are shown in colour."""
+
+LEGEND = "green: the draft's, accepted; red, struck through: refused; yellow: the target's own"
 
 MOST = 8
 """Tokens that are proposed at the most, where nobody says how many."""
@@ -100,6 +105,46 @@ def shown(completion: Completion, vocabulary: Vocabulary) -> "Text":
         place += each.took
     line.append(vocabulary.text(completion.tokens[place:]))
     return line
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an evaluation of a pair has to show: figures, what they mean in words, and prompts with text in colour."""
+
+    rows: list[list[str]]
+    words: list[str]
+    texts: "list[tuple[str, Text]]"
+
+
+def evaluate_pair(
+    target_name: str, draft_name: str, data: str, rows: int, sampling: Sampling, dtype: Precision = "auto", gamma: int | None = None,
+    measured: bool = True, show: bool = False, out: Path | None = None,
+) -> Shown:  # fmt: skip
+    """Measure a pair on the prompts of some rows, or show its text. out: JSON; a page with the plot goes beside it.
+
+    Raises DataError where no prompt leaves room to answer.
+    """
+    from limbeck.evaluate.acceptance import acceptance
+
+    target, draft = opened(target_name, dtype), opened(draft_name, dtype)
+    source = Data(data)
+    asked = [(row, target.vocabulary.prompt(row, source)) for row, _ in zip(source.rows(), range(rows), strict=False)]
+    room = min(target.context, draft.context) - sampling.max_tokens - MOST - 1
+    if not (fitting := [(row, ids) for row, ids in asked if 0 < len(ids) <= room]):
+        raise DataError(f"{data}: none of {len(asked)} prompts is within {room} tokens, which leave room for an answer; lower max_tokens")
+    texts: list[tuple[str, Text]] = []
+    if show:
+        some = fitting[:SHOWN]
+        written = generate(target, [ids for _, ids in some], draft, sampling, gamma)
+        texts = [(asked_of(row) or "", shown(each, target.vocabulary)) for (row, _), each in zip(some, written, strict=True)]
+    if not measured:
+        return Shown([], [LEGEND], texts)
+    found = acceptance(target, draft, [ids for _, ids in fitting], sampling)
+    if out:
+        write_json(out, found.plain())
+        draw(found, out.with_suffix(".html"))
+    figures, words = told(found)
+    return Shown(figures, [*words, *([LEGEND] if show else [])], texts)
 
 
 def told(found: "Acceptance") -> tuple[list[list[str]], list[str]]:

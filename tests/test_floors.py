@@ -26,7 +26,7 @@ FLOORS = [
         "trackers",
         "run",
     },
-    {"recipe", "methods", "train", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
+    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
