@@ -26,9 +26,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import limbeck as lb
+from limbeck.decoding import write
 from limbeck.evaluate import Evaluation
 from limbeck.files import new_folder, write_text
-from limbeck.generate import write
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
 from limbeck.student import Student

@@ -25,9 +25,9 @@ from vllm_server import WHEEL, python, serving
 from limbeck.answers import Purse, Question
 from limbeck.batch import Batch, Text
 from limbeck.data import Data
+from limbeck.decoding import Sampling, write
 from limbeck.endpoint import Endpoint
 from limbeck.files import read_jsonl, write_json
-from limbeck.generate import Sampling, write
 from limbeck.machine import Opening, Precision
 from limbeck.models import Model, open_model
 from limbeck.student import Student

@@ -21,8 +21,8 @@ import torch
 from measure import bars, in_turn, machine, seconds, summary
 
 from limbeck.data import Data
+from limbeck.decoding import Sampling, write
 from limbeck.files import write_json, write_text
-from limbeck.generate import Sampling, write
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
 from limbeck.quickstart import PROMPTS, converted, packaged_teacher

@@ -146,6 +146,8 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "on_policy": [{"prompts": "prompts.jsonl"}],
     "distillm": [{"prompts": "prompts.jsonl", "data": "train.jsonl"}],
     "gkd_rl": [{"prompts": "prompts.jsonl", "reward": "my_module:my_reward"}],
+    "skd": [{"prompts": "prompts.jsonl"}],
+    "distillspec": [{"prompts": "prompts.jsonl"}],
 }
 """What each named method is given beside its models."""
 

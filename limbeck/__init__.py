@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from limbeck.batch import Batch as Batch
     from limbeck.config import part as part
     from limbeck.data import Data as Data
+    from limbeck.decoding import Sampling as Sampling
     from limbeck.divergence import JSD as JSD
     from limbeck.divergence import AlphaDivergence as AlphaDivergence
     from limbeck.divergence import Divergence as Divergence
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
     from limbeck.divergence import SkewKL as SkewKL
     from limbeck.divergence import SkewReverseKL as SkewReverseKL
     from limbeck.divergence import TotalVariation as TotalVariation
+    from limbeck.drafts import generate as generate
     from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
-    from limbeck.generate import Sampling as Sampling
+    from limbeck.interleaved import Interleaved as Interleaved
     from limbeck.methods import distillm as distillm
+    from limbeck.methods import distillspec as distillspec
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
     from limbeck.methods import kd as kd
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
+    from limbeck.methods import skd as skd
     from limbeck.objective import CrossEntropy as CrossEntropy
     from limbeck.objective import CustomTerm as CustomTerm
     from limbeck.objective import Objective as Objective
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from limbeck.sources import CustomSource as CustomSource
     from limbeck.sources import Mix as Mix
     from limbeck.sources import Source as Source
+    from limbeck.speculative import InTopK as InTopK
     from limbeck.student import Student as Student
     from limbeck.targets import Targets as Targets
     from limbeck.teacher_samples import TeacherSamples as TeacherSamples
@@ -60,17 +65,20 @@ _WHERE = {
     "batch": "Batch",
     "config": "part",
     "data": "Data",
+    "decoding": "Sampling",
     "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",
+    "drafts": "generate",
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
     "evaluate": "Likelihood",
-    "generate": "Sampling",
-    "methods": "distillm gkd gkd_rl kd on_policy sft",
+    "interleaved": "Interleaved",
+    "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
     "sources": "Corpus CustomSource Mix Source",
+    "speculative": "InTopK",
     "student": "Student",
     "targets": "Targets",
     "teacher_samples": "TeacherSamples",

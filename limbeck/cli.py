@@ -107,8 +107,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure how far a student is from its teacher on held-out text: KL both ways, perplexity; or how well a draft serves its target."""
     if acceptance or show_drafts or target or draft:
+        from limbeck.decoding import Sampling
         from limbeck.drafts import evaluate_pair
-        from limbeck.generate import Sampling
 
         if not (target and draft) or student or teacher:
             raise RecipeError("drafts are evaluated in pairs: give --target and --draft, and neither --student nor --teacher")
@@ -213,8 +213,8 @@ def write(
     from limbeck.config import build
     from limbeck.corpus import Order, write_corpus
     from limbeck.data import Data
+    from limbeck.decoding import Sampling
     from limbeck.endpoint import Endpoint
-    from limbeck.generate import Sampling
     from limbeck.teachers import Local, Teacher
     from limbeck.verifiers import Verifier
 

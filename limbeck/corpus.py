@@ -17,9 +17,9 @@ from limbeck.card import Card
 from limbeck.choose import Choice, Kept, Tally, chosen, selected
 from limbeck.config import Part, part, plain
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.errors import DataError, RecipeError, Stopped
 from limbeck.files import claimed, write_jsonl
-from limbeck.generate import Sampling
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.ledger import Ledger
 from limbeck.licences import Licence, gate, of_data

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.data import Data, asked_of
+from limbeck.decoding import Decoder, Request, Round, Sampling, compose
 from limbeck.errors import DataError, RecipeError
 from limbeck.files import write_json, write_text
-from limbeck.generate import Decoder, Request, Round, Sampling, compose
 from limbeck.machine import Opening, Precision
 from limbeck.progress import warn
 from limbeck.vocabulary import Vocabulary
@@ -76,11 +76,11 @@ def _ids(prompt: str | list[int] | list[dict[str, Any]], vocabulary: Vocabulary)
 def _decoder(target: "Model", draft: "Model", sampling: Sampling, gamma: int | None, ids: Sequence[list[int]], at_once: int) -> Decoder:
     """How a pair writes: by speculation, as far as it pays."""
     from limbeck.evaluate.acceptance import costs
-    from limbeck.speculative import Exact, Pace, Speculative
+    from limbeck.speculative import Lossless, Pace, Speculative
 
     if draft.parameters_total > target.parameters_total:
         warn(f"the draft {draft.name} has {draft.parameters_total:,} parameters and its target {target.parameters_total:,}: it will not pay")
-    decoder = Speculative(target, draft, sampling, Exact(), 0 if gamma is None else gamma)
+    decoder = Speculative(target, draft, sampling, Lossless(), 0 if gamma is None else gamma)
     if gamma is None:
         fitting = [each for each in ids if len(each) + 2 * MOST < min(target.context, draft.context)]
         if fitting:

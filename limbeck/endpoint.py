@@ -11,8 +11,8 @@ from typing import Any, Self
 from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.config import live, part
+from limbeck.decoding import Sampling
 from limbeck.errors import EndpointError, ModelError, RecipeError, did_you_mean
-from limbeck.generate import Sampling
 from limbeck.lazy import Tensor, torch
 from limbeck.licences import Licence, of_endpoint
 from limbeck.machine import Opening

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 from limbeck.batch import WRITERS, Batch, Text
 from limbeck.config import live, part
 from limbeck.data import Pool, other_columns
+from limbeck.decoding import Request, Sampling, Written, compose
 from limbeck.distributed import is_sharded
 from limbeck.errors import RecipeError
-from limbeck.generate import Request, Sampling, Written, compose
 from limbeck.head import Head
 from limbeck.lazy import torch
 from limbeck.sources import DataSets, Share, Source, check_sizes

@@ -7,8 +7,8 @@ from typing import Any, Self
 from limbeck.answers import Purse, Question
 from limbeck.config import live, part
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.errors import EndpointError, ModelError, RecipeError
-from limbeck.generate import Sampling
 from limbeck.lazy import torch
 from limbeck.licences import Licence, of_model
 from limbeck.machine import Precision, device, precision

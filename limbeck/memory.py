@@ -50,14 +50,14 @@ Part = tuple[DynamicCache, Tensor, Tensor | None]
 def gathered(parts: Sequence[Part], width: int) -> DynamicCache:
     """These rows of these memories as one, `width` columns of each; a row may be taken more than once."""
     made = copy.copy(parts[0][0])
-    made.layers = [_joined([(cache.layers[n], *which) for cache, *which in parts], width) for n in range(len(made.layers))]
+    made.layers = [_joined([(cache.layers[n], rows, which) for cache, rows, which in parts], width) for n in range(len(made.layers))]
     return made
 
 
 def shorten(cache: DynamicCache, columns: int) -> None:
     """Drop the last columns of all rows."""
     for layer in cache.layers:
-        if isinstance(layer, RoomyLayer) and layer.is_initialized:
+        if isinstance(layer, RoomyLayer) and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = (past[:, :, : past.shape[2] - columns] for past in (layer.keys, layer.values))
 
 
@@ -69,7 +69,9 @@ def _joined(parts: Sequence[tuple[Any, Tensor, Tensor | None]], width: int) -> A
             states = {n: [(getattr(layer, name)[n], rows) for layer, rows, _ in parts] for n in range(made.number_of_states)}
             setattr(made, name, {n: _rows(each) for n, each in states.items()})
     if isinstance(made, DynamicLayer) and made.is_initialized:
-        made.keys, made.values = (_columns([(getattr(layer, name), *which) for layer, *which in parts], width) for name in ("keys", "values"))
+        made.keys, made.values = (
+            _columns([(getattr(layer, name), rows, which) for layer, rows, which in parts], width) for name in ("keys", "values")
+        )
     return made
 
 
@@ -103,6 +105,7 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = (new.new_empty(*new.shape[:2], 0, new.shape[3]) for new in (key_states, value_states))
+        assert self.keys is not None and self.values is not None
         self.keys, self.values = _appended(self.keys, key_states), _appended(self.values, value_states)
         return self.keys, self.values
 

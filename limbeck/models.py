@@ -128,7 +128,7 @@ class Model:
         masks = [text.mask_BS.index_select(0, chosen) for text, chosen in rows]
         if not rows[0][0].mixable:
             assert len(rows) == 1, "rows that were read apart, and a memory that counts its past for all at once"
-            rows[0][0].cache.reorder_cache(rows[0][1])
+            rows[0][0].cache.reorder_cache(cast(Any, rows[0][1]))
             return Writing(self, rows[0][0].cache, masks[0], hidden_B1D)
         width = max(1, *(int(mask_BS.sum(1).max()) for mask_BS in masks))
         columns = [_columns(mask_BS, width) for mask_BS in masks]

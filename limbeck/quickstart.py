@@ -18,11 +18,11 @@ from typing import Any
 from limbeck import prune
 from limbeck.batch import Batch
 from limbeck.data import Data, Pool, Row
+from limbeck.decoding import Sampling, write
 from limbeck.divergence import ForwardKL
 from limbeck.errors import ModelError
 from limbeck.evaluate import Likelihood
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl
-from limbeck.generate import Sampling, write
 from limbeck.licences import CARD, gate, of_data, of_model, record
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model

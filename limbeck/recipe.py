@@ -9,10 +9,10 @@ from pydantic import BeforeValidator
 
 from limbeck import endpoint, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
+from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
-from limbeck.generate import Sampling
 from limbeck.licences import Licence, of_model
 from limbeck.objective import CrossEntropy, Objective, Term
 from limbeck.rollouts import OnPolicy

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 from limbeck.batch import Batch, Span, Text
 from limbeck.config import live, part
 from limbeck.data import Data, Pool, Row, asked_of, messages_of
+from limbeck.decoding import Sampling
 from limbeck.distributed import sum_over_ranks
 from limbeck.environment import Environment
 from limbeck.errors import RecipeError
-from limbeck.generate import Sampling
 from limbeck.lazy import Tensor, torch
 from limbeck.reward import RunningBaseline, group_credit
 from limbeck.sources import DataSets, Share, Source, check_sizes

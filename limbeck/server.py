@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from limbeck.answers import Answer, Bill, Finish, Given, Purse, Question, Told, parted
+from limbeck.decoding import Sampling
 from limbeck.errors import EndpointError, LimbeckError, did_you_mean
-from limbeck.generate import Sampling
 
 T = TypeVar("T")
 R = TypeVar("R")

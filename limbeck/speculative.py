@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.config import Part, part
+from limbeck.decoding import Decoder, Round, Row, Sampling, pick, weights
 from limbeck.errors import RecipeError, VocabularyError
-from limbeck.generate import Decoder, Round, Row, Sampling, pick, weights
 from limbeck.lazy import Tensor, torch
 from limbeck.targets import Logits
 from limbeck.vocabulary import prove_equal
@@ -42,7 +42,7 @@ class Rule(Part, ABC):
 
 
 @part
-class Exact(Rule):
+class Lossless(Rule):
     """Lossless: the text is the verifier's own, token for token in distribution (Leviathan et al. 2022, arXiv 2211.17192).
 
     Accept y with probability min(1, p(y) / q(y)); where it is refused draw from norm(max(0, p - q)); after a proposal that is
@@ -117,13 +117,13 @@ class Speculative(Decoder):
         for model, text in zip((self.verifier, self.proposer), begun, strict=True):
             if not text.revocable:
                 raise RecipeError(f"{model.name} keeps a state from which no token can be taken back; speculation needs models of attention alone")
-        return Pair(*begun, [1] * len(prompts))
+        return Pair(begun[0], begun[1], [1] * len(prompts))
 
     def gather(self, parts: Sequence[tuple[Pair, Sequence[int]]]) -> Pair:
         """By both models."""
         texts = [model.gather([(getattr(pair, name), rows) for pair, rows in parts])
                  for model, name in ((self.verifier, "verifier"), (self.proposer, "proposer"))]  # fmt: skip
-        return Pair(*texts, [pair.unread_B[row] for pair, rows in parts for row in rows])
+        return Pair(texts[0], texts[1], [pair.unread_B[row] for pair, rows in parts for row in rows])
 
     def mixes(self, state: Pair) -> bool:
         """What can be taken back can be mixed."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
+from limbeck.decoding import Sampling, Written, write
 from limbeck.distributed import Passes, is_sharded, share_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
-from limbeck.generate import Sampling, Written, write
 from limbeck.lazy import Tensor, torch
 from limbeck.machine import Opening, Precision
 from limbeck.objective import Objective

@@ -8,8 +8,8 @@ from limbeck.batch import Batch
 from limbeck.choose import Tally, chosen, selected
 from limbeck.config import live, part
 from limbeck.data import Pool
+from limbeck.decoding import Sampling
 from limbeck.errors import RecipeError
-from limbeck.generate import Sampling
 from limbeck.sources import DataSets, Share, Source, batch_of, check_sizes
 from limbeck.student import Student
 from limbeck.teachers import Teacher

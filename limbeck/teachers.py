@@ -12,9 +12,9 @@ from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.blend import Blend, Routed
 from limbeck.config import live, part, plain
+from limbeck.decoding import Sampling
 from limbeck.distributed import Passes
 from limbeck.errors import CacheError, RecipeError, did_you_mean
-from limbeck.generate import Sampling
 from limbeck.lazy import torch
 from limbeck.licences import Licence, from_plain, of_model, of_recorded
 from limbeck.licensed import Licensed

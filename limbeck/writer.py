@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from limbeck.answers import Answer, Bill, Given, Purse, Question, Told, parted
-from limbeck.generate import Request, Sampling, Written, compose
+from limbeck.decoding import Request, Sampling, Written, compose
 from limbeck.models import Model
 
 

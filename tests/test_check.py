@@ -21,11 +21,11 @@ from limbeck import estimate
 from limbeck.adapters import LoRA
 from limbeck.check import Line, check
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import ModelError
 from limbeck.estimate import Anatomy, anatomy
 from limbeck.evaluate import Likelihood
-from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective
 from limbeck.places import locate
 from limbeck.recipe import Recipe

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import limbeck.methods
 from limbeck.config import Part, build, import_object, override, part, plain, to_yaml
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
 from limbeck.errors import DataError, LimbeckError, RecipeError
-from limbeck.generate import Sampling
 from limbeck.objective import CrossEntropy, CustomTerm, Objective, Term
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy

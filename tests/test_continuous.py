@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from limbeck import memory
-from limbeck.generate import Request, Sampling, compose, write
+from limbeck.decoding import Request, Sampling, compose, write
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
 from limbeck.vocabulary import Vocabulary

@@ -10,10 +10,10 @@ import toys
 
 from limbeck import cli
 from limbeck.batch import Batch, Text
+from limbeck.decoding import Round, Sampling
 from limbeck.drafts import generate, shown
 from limbeck.errors import RecipeError, VocabularyError
 from limbeck.evaluate.acceptance import acceptance, costs, overlap, written_by
-from limbeck.generate import Round, Sampling
 from limbeck.models import Model
 
 

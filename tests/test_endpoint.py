@@ -18,11 +18,11 @@ from vllm_double import served
 from limbeck import AdamW, Corpus, CrossEntropy, ForwardKL, Local, Mix, OnPolicy, Recipe, ReverseKL, Student, distill
 from limbeck.batch import Batch, Span, Text
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.divergence import SampledReverseKL
 from limbeck.endpoint import Endpoint, log_rest
 from limbeck.errors import EndpointError, LimbeckError, RecipeError, VocabularyError
 from limbeck.evaluate import Likelihood
-from limbeck.generate import Sampling
 from limbeck.objective import TokenRows
 from limbeck.targets import Logits, Nothing, TokenLogp, TokenLogpRows, TopK
 

@@ -13,11 +13,11 @@ import toys
 
 from limbeck import estimate
 from limbeck.adapters import LoRA
+from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL
 from limbeck.errors import ModelError
 from limbeck.estimate import Anatomy, Load, anatomy, disk_bytes, memory_bytes, short, size_gap, widths
 from limbeck.evaluate import Likelihood
-from limbeck.generate import Sampling
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.recipe import Recipe

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 import limbeck as lb
 from limbeck import prune, quickstart
 from limbeck.batch import Batch
+from limbeck.decoding import Sampling, write
 from limbeck.errors import RecipeError
 from limbeck.files import read_json, read_jsonl
-from limbeck.generate import Sampling, write
 from limbeck.models import Model
 
 

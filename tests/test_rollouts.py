@@ -6,9 +6,9 @@ import pytest
 import toys
 
 import limbeck as lb
+from limbeck.decoding import Written
 from limbeck.environment import Replies
 from limbeck.errors import RecipeError
-from limbeck.generate import Written
 from limbeck.sources import Share
 from limbeck.vocabulary import Vocabulary
 

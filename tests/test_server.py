@@ -9,10 +9,10 @@ from faulty import FAULTS, faulty
 from limbeck.answers import Bill, Purse, Question
 from limbeck.corpus import Order, write_corpus
 from limbeck.data import Data
+from limbeck.decoding import Sampling
 from limbeck.endpoint import Endpoint
 from limbeck.errors import EndpointError
 from limbeck.files import read_jsonl, write_jsonl
-from limbeck.generate import Sampling
 from limbeck.ledger import Ledger
 from limbeck.server import Server
 

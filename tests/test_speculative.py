@@ -12,11 +12,11 @@ from test_continuous import FAMILIES, made
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.batch import Batch, Text
+from limbeck.decoding import Request, Sampling, Written, compose, weights, write
 from limbeck.errors import RecipeError, VocabularyError
-from limbeck.generate import Request, Sampling, Written, compose, weights, write
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
-from limbeck.speculative import Exact, InTopK, Pace, Rule, Speculative, best_length, expected_tokens, speedup
+from limbeck.speculative import InTopK, Lossless, Pace, Rule, Speculative, best_length, expected_tokens, speedup
 
 PROMPTS = [[5], [9, 8, 7, 6, 5, 4, 3], [100, 3], [1] * 40, [44, 45, 46], [9, 8, 7, 6, 5, 4, 2], [7]]
 
@@ -60,7 +60,7 @@ def test_greedy_text_is_the_verifiers(kind: str, gamma: int, tmp_path, draft: Mo
     verifier, sampling = toys.opened(tmp_path, kind, sharp=2.0), Sampling(30, temperature=0)
     plain = write(verifier, PROMPTS, sampling, 1, 0, range(len(PROMPTS)))
     for at_once in (1, 3, 64):
-        found = spoken(verifier, draft, Exact(), sampling, gamma, at_once=at_once)
+        found = spoken(verifier, draft, Lossless(), sampling, gamma, at_once=at_once)
         assert tokens(found) == tokens(plain)
         for mine, theirs in zip(found, plain, strict=True):
             assert mine.logp == pytest.approx(theirs.logp, abs=1e-4)
@@ -69,7 +69,7 @@ def test_greedy_text_is_the_verifiers(kind: str, gamma: int, tmp_path, draft: Mo
 
 def test_a_draft_that_is_the_target_is_always_accepted(target: Model) -> None:
     for sampling in (Sampling(24), Sampling(24, temperature=0.7, top_p=0.9), Sampling(24, temperature=0)):
-        found = spoken(target, target, Exact(), sampling, 3)
+        found = spoken(target, target, Lossless(), sampling, 3)
         assert all(each.kept == len(each.proposed) for written in found for each in written.rounds)
 
 
@@ -142,7 +142,7 @@ def p_value(counts: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("sampling", TRANSFORMS, ids=str)
 def test_exact_is_lossless(pair: tuple[Model, Model], sampling: Sampling) -> None:
     prompt = [2, 4]
-    counts, found = counted(Speculative(*pair, sampling, Exact(), GAMMA), sampling, prompt)
+    counts, found = counted(Speculative(*pair, sampling, Lossless(), GAMMA), sampling, prompt)
     assert p_value(counts, enumerated(pair[0], prompt, sampling)) > 0.01
     p, q = (next_probs(model, [prompt], sampling)[0] for model in pair)
     acceptance = np.minimum(p, q).sum()
@@ -150,7 +150,7 @@ def test_exact_is_lossless(pair: tuple[Model, Model], sampling: Sampling) -> Non
     assert 0.2 < acceptance < 0.97 and abs(first - acceptance) < 3 * (acceptance * (1 - acceptance) / DRAWS) ** 0.5
 
 
-class NotRenormalised(Exact):
+class NotRenormalised(Lossless):
     """What is missing of a residual's mass falls on the last word."""
 
     def instead(self, p_BV: torch.Tensor, q_BV: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class NotRenormalised(Exact):
         return left_BV
 
 
-class NoResidual(Exact):
+class NoResidual(Lossless):
     """A refused word is drawn anew from the target's whole distribution."""
 
     def instead(self, p_BV: torch.Tensor, q_BV: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ class BonusOfTheDraft(Speculative):
         return super()._instead(rows, kept_B, p_BQV, q_BGV)
 
 
-@pytest.mark.parametrize("planted", [(Speculative, NotRenormalised()), (Speculative, NoResidual()), (BonusOfTheDraft, Exact())], ids=str)
+@pytest.mark.parametrize("planted", [(Speculative, NotRenormalised()), (Speculative, NoResidual()), (BonusOfTheDraft, Lossless())], ids=str)
 def test_the_same_test_finds_planted_faults(pair: tuple[Model, Model], planted: tuple[type[Speculative], Rule]) -> None:
     decoder, rule = planted
     counts, _ = counted(decoder(*pair, Sampling(3), rule, GAMMA), Sampling(3), [2, 4], DRAWS // 4)
@@ -227,22 +227,22 @@ def test_what_stands_in_the_top_k_stays_and_nothing_else(target: Model, draft: M
 def test_rows_do_not_wait_and_memories_are_taken_back(target: Model, draft: Model) -> None:
     """A row says the same beside others that keep more or less of their proposals, over many rounds."""
     sampling = Sampling(200)
-    together = spoken(target, draft, Exact(), sampling, 6)
+    together = spoken(target, draft, Lossless(), sampling, 6)
     for n, prompt in enumerate(PROMPTS):
-        decoder = Speculative(target, draft, sampling, Exact(), 6)
+        decoder = Speculative(target, draft, sampling, Lossless(), 6)
         ((_, alone),) = compose(target, [Request(prompt, 0, n)], sampling, 1, decoder=decoder)
         assert alone.tokens == together[n].tokens and alone.rounds == together[n].rounds
     assert len({tuple(each.kept for each in written.rounds) for written in together}) > 3
 
 
-@pytest.mark.parametrize("rule", [Exact(), InTopK(3)], ids=str)
+@pytest.mark.parametrize("rule", [Lossless(), InTopK(3)], ids=str)
 @pytest.mark.parametrize("length", [1, 200, 250, 254, 255, 256])
 def test_a_prompt_may_fill_the_context(target: Model, draft: Model, rule: Rule, length: int) -> None:
     prompt = [n % 200 for n in range(length)]
     sampling = Sampling(12, temperature=0)
     found = spoken(target, draft, rule, sampling, 5, [prompt, [7, 7]])
     assert len(found[0].tokens) == min(12, 256 - length) and len(found[1].tokens) == 12
-    if isinstance(rule, Exact):
+    if isinstance(rule, Lossless):
         assert tokens(found) == tokens(write(target, [prompt, [7, 7]], sampling, 1, 0, [0, 1]))
 
 
@@ -251,19 +251,19 @@ def test_windows_see_as_far_as_they_should(tmp_path, draft: Model) -> None:
     verifier = made(FAMILIES["windows"](), tmp_path)
     endless = Model(verifier.module, draft.vocabulary, verifier.name, verifier.compute, verifier.head_like)
     sampling = Sampling(60, temperature=0)
-    assert tokens(spoken(endless, draft, Exact(), sampling, 4)) == tokens(write(endless, PROMPTS, sampling, 1, 0, range(len(PROMPTS))))
+    assert tokens(spoken(endless, draft, Lossless(), sampling, 4)) == tokens(write(endless, PROMPTS, sampling, 1, 0, range(len(PROMPTS))))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_states_cannot_be_taken_back(tmp_path, draft: Model) -> None:
     verifier = made(FAMILIES["states and attention"](), tmp_path)
     with pytest.raises(RecipeError, match="no token can be taken back"):
-        spoken(Model(verifier.module, draft.vocabulary, verifier.name, verifier.compute, verifier.head_like), draft, Exact(), Sampling(4))
+        spoken(Model(verifier.module, draft.vocabulary, verifier.name, verifier.compute, verifier.head_like), draft, Lossless(), Sampling(4))
 
 
 def test_vocabularies_must_agree(target: Model, pair: tuple[Model, Model]) -> None:
     with pytest.raises(VocabularyError):
-        Speculative(target, pair[0], Sampling(4), Exact(), 4)
+        Speculative(target, pair[0], Sampling(4), Lossless(), 4)
 
 
 def test_expected_tokens_and_best_length() -> None:
@@ -289,8 +289,8 @@ def test_a_pace_follows_what_it_sees(target: Model, draft: Model) -> None:
         stranger.saw([0], 8)
     assert stranger.now == 0
     friend = Pace(8, cost=0.05)
-    found = spoken(target, draft, Exact(), sampling, friend)
+    found = spoken(target, draft, Lossless(), sampling, friend)
     assert tokens(found) == tokens(write(target, PROMPTS, sampling, 1, 0, range(len(PROMPTS))))
     offered = sum(min(each.kept + 1, len(each.proposed)) for written in found for each in written.rounds)
     assert offered <= friend.offered and friend.acceptance > 0
-    assert tokens(spoken(target, draft, Exact(), sampling, 0)) == tokens(found)
+    assert tokens(spoken(target, draft, Lossless(), sampling, 0)) == tokens(found)

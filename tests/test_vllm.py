@@ -11,10 +11,10 @@ import pytest
 
 from limbeck import Student
 from limbeck.batch import Batch, Text
+from limbeck.decoding import Sampling, write
 from limbeck.endpoint import Endpoint
 from limbeck.errors import EndpointError, ModelError
 from limbeck.files import read_jsonl
-from limbeck.generate import Sampling, write
 from limbeck.machine import Opening
 from limbeck.models import open_model
 from limbeck.quickstart import HELDOUT, converted, packaged_teacher

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from limbeck.batch import Batch, Text
+from limbeck.decoding import Request, Sampling, Written, compose, weights, write
 from limbeck.errors import RecipeError
 from limbeck.evaluate.likelihood import interval
-from limbeck.generate import Request, Sampling, Written, compose, weights, write
 from limbeck.lazy import torch
 from limbeck.models import Model
 from limbeck.progress import Progress
-from limbeck.speculative import Exact, Pace, Speculative, best_length, normed, speedup
+from limbeck.speculative import Lossless, Pace, Speculative, best_length, normed, speedup
 
 CHUNK = 64
 """Rows of distributions that are in memory at once."""
@@ -136,7 +136,7 @@ def speculate(
     target: Model, draft: Model, prompts: Sequence[list[int]], sampling: Sampling, gamma: int | Pace, seed: int, at_once: int
 ) -> list[Written]:
     """Lossless text of the target's, drafts by the other."""
-    decoder = Speculative(target, draft, sampling, Exact(), gamma)
+    decoder = Speculative(target, draft, sampling, Lossless(), gamma)
     asked = [Request(prompt, 0, n, tag=n) for n, prompt in enumerate(prompts)]
     found = {request.tag: written for request, written in compose(target, asked, sampling, seed, at_once, decoder=decoder)}
     return [found[n] for n in range(len(prompts))]
@@ -171,7 +171,7 @@ def acceptance(
     """
     if not prompts:
         raise RecipeError("acceptance is measured on prompts, and there are none; give --data with rows")
-    Speculative(target, draft, sampling, Exact(), 1).read([list(prompts[0])])  # refused before anything is measured
+    Speculative(target, draft, sampling, Lossless(), 1).read([list(prompts[0])])  # refused before anything is measured
     with Progress("acceptance", 2 + len(rows) * 2).showing() as progress:
         by_text = list[list[list[float]]]()
         for writer in (target, draft):

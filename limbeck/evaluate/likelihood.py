@@ -14,10 +14,10 @@ import numpy as np
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, part
 from limbeck.data import Pool, asked_of
+from limbeck.decoding import Sampling
 from limbeck.distributed import evenly, gathered, rank, ranks
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError, RecipeError
-from limbeck.generate import Sampling
 from limbeck.lazy import torch
 from limbeck.objective import FULL, CrossEntropy, Objective, Term
 from limbeck.progress import Progress

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.batch import Batch, Span, Text
+from limbeck.decoding import Sampling, Written, choose, uniforms, write
 from limbeck.errors import RecipeError
-from limbeck.generate import Sampling, Written, choose, uniforms, write
 from limbeck.loss import measure
 from limbeck.models import Model
 from limbeck.objective import CrossEntropy, Objective
