@@ -6,7 +6,7 @@ seed, the step, the row's number over all ranks and the token's place, whichever
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,17 +104,26 @@ class Request:
 
 
 def compose(
-    model: "Model", asked: Iterable[Request], sampling: Sampling, seed: int = 0, at_once: int = 64,
+    model: "Model", asked: Iterable[Request | None], sampling: Sampling, seed: int = 0, at_once: int = 64,
     told: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[Request, Written]]:  # fmt: skip
-    """Complete requests as they come, `at_once` of them together; no more are taken than are being written."""
+    """Complete requests as they come, `at_once` of them together; no more are taken than are being written.
+
+    None among them says that there is nothing now: it is asked again when something has finished, and twice in a row with
+    nothing under way it is the end.
+    """
     waiting = iter(asked)
-    while some := list(islice(waiting, at_once)):
+    while some := _next(waiting, at_once) or _next(waiting, at_once):
         written = [Written() for _ in some]
         draws = np.stack([uniforms(seed, each.step, each.row, sampling.max_tokens) for each in some])
         with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
             _write_together(model, [each.prompt for each in some], sampling, draws, written, told)
         yield from zip(some, written, strict=True)
+
+
+def _next(waiting: Iterator[Request | None], at_once: int) -> list[Request]:
+    """The requests that are there now."""
+    return [each for each in takewhile(lambda each: each is not None, islice(waiting, at_once)) if each is not None]
 
 
 def write(

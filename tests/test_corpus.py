@@ -218,9 +218,10 @@ def test_overlap_and_duplicates(tmp_path) -> None:
 
 def test_a_purse_sets_aside_the_worst() -> None:
     purse = Purse(usd=1.0)
-    assert purse.take(Bill(usd=0.6)) and not purse.take(Bill(usd=0.6)) and purse.refused
+    assert (purse.take(Bill(usd=0.6)), purse.take(Bill(usd=0.6)), purse.refused) == ("now", "later", False)
     purse.settle(Bill(usd=0.6), Bill(usd=0.1))
-    assert purse.take(Bill(usd=0.6)) and purse.spent.usd == 0.1
+    assert purse.take(Bill(usd=0.6)) == "now" and purse.spent.usd == 0.1
+    assert purse.take(Bill(usd=0.95)) == "never" and purse.refused
 
 
 def test_a_ledger_refuses_what_is_none(tmp_path) -> None:
