@@ -11,8 +11,8 @@ FLOORS = [
     {"data", "head", "targets", "blend", "batch", "vocabulary", "answers", "ledger", "licences", "sandbox", "readings"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
     {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
-    {"student", "teachers", "endpoint", "judges", "cache", "sources", "teacher_samples", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
+    {"student", "teachers", "endpoint", "judges", "cache", "sources", "teacher_samples", "remembered", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
+    {"recipe", "methods", "train", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
