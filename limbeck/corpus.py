@@ -72,8 +72,14 @@ class Order(Part):
             raise RecipeError("what is asked are prompts, or tasks made of seeds (instruct); give one of them")
         if self.user is not None and self.dialogues is None:
             raise RecipeError("a user is played in dialogues of several turns, and none were asked for; give dialogues: --turns 3")
+        if self.dialogues is not None and self.instruct is not None and self.instruct.seeds.template == "plain":
+            raise self.turnless(self.instruct.seeds)
         self._see_numbers()
         self._see_teachers()
+
+    def turnless(self, data: Data) -> RecipeError:
+        """What is said of prompts that dialogues cannot begin with."""
+        return RecipeError(f'{data.path}: a dialogue has turns, and template="plain" has none; use "chat", or leave out --turns')
 
     def _see_numbers(self) -> None:
         if self.samples < 1:
@@ -159,7 +165,7 @@ class Work:
         asked = (Question(row, data, samples, self.order.seed) for row in data.rows())
         found = list({question.key: question for question in asked}.values())
         if self.order.dialogues and any(question.messages is None for question in found):
-            raise RecipeError(f'{data.path}: a dialogue has turns, and template="plain" has none; use "chat", or leave out --turns')
+            raise self.order.turnless(data)
         return found
 
     def _instructed(self) -> Data:
