@@ -115,7 +115,7 @@ def test_what_is_left_over_is_said(prompts, tmp_path) -> None:
     assert rich.capped and rich.unspent > 0 and "raise those" in str(rich)
     poor = write_corpus(order(prompts, 2.5), tmp_path / "poor").pilot
     assert not poor.capped and poor.unspent == pytest.approx(5.0)
-    with pytest.raises(RecipeError, match="0.5 FLOPs are left for each of 10 prompts, and a sample costs 1"):
+    with pytest.raises(RecipeError, match=r"0\.5 FLOPs are left for each of 10 prompts, and a sample costs 1"):
         write_corpus(order(prompts, 0.5), tmp_path / "none")
     with pytest.raises(RecipeError, match="does not reach for the pilot: 350 of 400 answers of strong"):
         write_corpus(order(prompts, 0.0, budget_flops=1100.0), tmp_path / "less")
