@@ -6,8 +6,7 @@ seed, the step, the row's number over all ranks and the token's place, whichever
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from limbeck.lazy import Tensor, torch
 from limbeck.targets import Logits
 
 if TYPE_CHECKING:
-    from limbeck.models import Model
+    from limbeck.models import Model, Writing
 
 
 @part
@@ -42,6 +41,12 @@ def uniforms(seed: int, step: int, row: int, count: int) -> "np.ndarray[Any, Any
     """`count` numbers in [0, 1), one for each place of a row, a function of (seed, step, row) alone."""
     return np.random.Generator(np.random.Philox(key=[seed, (step << 32) + row])).random(count)
 
+
+SHARE_THAT_STAYS = 0.75
+"""Rows that have ended are written on with, unheard, until no more than this share of a batch is left."""
+
+SHARE_THAT_JOINS = 8
+"""Requests that wait begin when one in so many places is free: each time, what all rows remember is copied once."""
 
 BLOCK = 256
 """Outcomes are summed in blocks first: one cheap pass finds the block, a second the outcome in it."""
@@ -86,11 +91,15 @@ def _narrowed(p_BV: Tensor, sampling: Sampling) -> Tensor:
 
 
 class Written:
-    """One completion as it was written: its tokens and the nats of each under the model, before temperature and narrowing."""
+    """One completion as it was written: its tokens and the nats of each under the model, before temperature and narrowing.
+
+    read: tokens of its prompt that were read for it; a prompt that several completions share is read for the first of them.
+    """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.logp: list[float] = []
+        self.read = 0
 
 
 @dataclass(frozen=True)
@@ -103,27 +112,7 @@ class Request:
     tag: Any = None
 
 
-def compose(
-    model: "Model", asked: Iterable[Request | None], sampling: Sampling, seed: int = 0, at_once: int = 64,
-    told: Callable[[int], None] = lambda tokens: None,
-) -> Iterator[tuple[Request, Written]]:  # fmt: skip
-    """Complete requests as they come, `at_once` of them together; no more are taken than are being written.
-
-    None among them says that there is nothing now: it is asked again when something has finished, and twice in a row with
-    nothing under way it is the end.
-    """
-    waiting = iter(asked)
-    while some := _next(waiting, at_once) or _next(waiting, at_once):
-        written = [Written() for _ in some]
-        draws = np.stack([uniforms(seed, each.step, each.row, sampling.max_tokens) for each in some])
-        with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
-            _write_together(model, [each.prompt for each in some], sampling, draws, written, told)
-        yield from zip(some, written, strict=True)
-
-
-def _next(waiting: Iterator[Request | None], at_once: int) -> list[Request]:
-    """The requests that are there now."""
-    return [each for each in takewhile(lambda each: each is not None, islice(waiting, at_once)) if each is not None]
+Ended = tuple[Request, Written]
 
 
 def write(
@@ -137,33 +126,139 @@ def write(
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     asked = (Request(prompts[n], step, rows[n], tag=n) for n in order)
-    found = {request.tag: written for request, written in compose(model, asked, sampling, seed, at_once, told)}
+    with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
+        found = {request.tag: written for request, written in compose(model, asked, sampling, seed, at_once, told)}
     return [found[n] for n in range(len(prompts))]
 
 
-def _write_together(
-    model: "Model", prompts: list[list[int]], sampling: Sampling, draws: "np.ndarray[Any, Any]", written: list[Written], told: Callable[[int], None]
-) -> None:
-    """Write one batch until every row has ended; rows that have leave once a quarter of the batch is done, or at the context's end."""
-    ends = torch.tensor(sorted(model.vocabulary.end_ids), dtype=torch.int64)
-    going, text = torch.arange(len(prompts)), model.begin(prompts)  # rows of `written` that the batch still holds
-    room_B = torch.tensor([model.context - len(prompt) for prompt in prompts])
-    live_B = room_B > 0
-    for place in range(min(sampling.max_tokens, int(room_B.max()))):
-        log_q_BV = Logits(text.next_logits()).log_probs()
-        tokens_B = choose(log_q_BV, torch.from_numpy(draws[going.numpy(), place]), sampling)
-        logp_B = log_q_BV.gather(1, tokens_B[:, None])[:, 0].cpu()
-        chosen_B = tokens_B.cpu()
-        for b in live_B.nonzero().flatten().tolist():
-            written[int(going[b])].tokens.append(int(chosen_B[b]))
-            written[int(going[b])].logp.append(float(logp_B[b]))
-        told(int(live_B.sum()))
-        full_B = room_B[going] <= place + 1
-        live_B = live_B & ~torch.isin(chosen_B, ends) & ~full_B
-        if not live_B.any() or place + 1 == sampling.max_tokens:
+def compose(
+    model: "Model", asked: Iterable[Request | None], sampling: Sampling, seed: int = 0, at_once: int = 64,
+    told: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[Ended]:  # fmt: skip
+    """Complete requests as they come, `at_once` of them together, each given as it ends; no more are taken than are being written.
+
+    Rows that have ended leave, and requests that wait take their place (continuous batching: Orca, OSDI 2022). None among the
+    requests says that there is nothing now: they are asked again when a row has ended, or at once where none is being written.
+    """
+    desk, waiting, more = _Desk(model, sampling, seed, told), iter(asked), True
+    while more or desk.going:
+        if more and desk.welcomes(at_once):
+            some, more = _taken(waiting, at_once - desk.going)
+            yield from desk.join(some)
+        if desk.going:
+            yield from desk.write_on()
+
+
+def _taken(waiting: Iterator[Request | None], most: int) -> tuple[list[Request], bool]:
+    """Up to `most` requests, and whether there may be more of them."""
+    some = list[Request]()
+    while len(some) < most:
+        try:
+            request = next(waiting)
+        except StopIteration:
+            return some, False
+        if request is None:
+            break
+        some.append(request)
+    return some, True
+
+
+@dataclass
+class _Row:
+    """One completion being written. draws: its random numbers. room: how many tokens it may have. going: whether it has not ended."""
+
+    request: Request
+    draws: "np.ndarray[Any, Any]"
+    room: int
+    written: Written
+    going: bool
+
+    def take(self, token: int, logp: float, ends: frozenset[int]) -> None:
+        """Append a token; an end token is the last."""
+        self.written.tokens.append(token)
+        self.written.logp.append(logp)
+        self.going = token not in ends and len(self.written.tokens) < self.room
+
+
+class _Desk:
+    """Rows that are written side by side; those that have ended lie there until others come or too few are left."""
+
+    def __init__(self, model: "Model", sampling: Sampling, seed: int, told: Callable[[int], None]) -> None:
+        self.model, self.sampling, self.seed, self.told = model, sampling, seed, told
+        self.head = model.head.prepared(model.compute)
+        self.rows, self.text = list[_Row](), cast("Writing", None)  # no text where there are no rows
+        self.prompt, self.known = tuple[int, ...](), cast("Writing", None)  # what was read last, for others that ask the same
+
+    @property
+    def going(self) -> int:
+        """Rows that are being written."""
+        return sum(row.going for row in self.rows)
+
+    def welcomes(self, at_once: int) -> bool:
+        """Whether others may join: where places enough are free that reading their prompts together pays."""
+        if not self.going:
+            return True
+        return self.text.mixable and at_once - self.going >= max(1, at_once // SHARE_THAT_JOINS)
+
+    def join(self, requests: Sequence[Request]) -> list[Ended]:
+        """Begin requests beside what is there. Returns those for which the context has no room."""
+        new = [self._row(request) for request in requests]
+        if fitting := [row for row in new if row.going]:
+            with torch.no_grad(), self.model.arithmetic():
+                self._seat(fitting)
+        return [(row.request, row.written) for row in new if not row.going]
+
+    def _row(self, request: Request) -> _Row:
+        room = min(self.sampling.max_tokens, self.model.context - len(request.prompt))
+        draws = uniforms(self.seed, request.step, request.row, self.sampling.max_tokens)
+        return _Row(request, draws, room, Written(), room > 0)
+
+    def _seat(self, new: list[_Row]) -> None:
+        """Read prompts, each once, and let the new rows go on from them, in the order of their prompts."""
+        prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in new))
+        known, fresh = ([prompt for prompt in prompts if (prompt == self.prompt) == again] for again in (True, False))
+        read = self.model.begin(fresh) if fresh else None
+        mine = {prompt: [row for row in new if tuple(row.request.prompt) == prompt] for prompt in [*known, *fresh]}
+        for prompt in fresh:
+            mine[prompt][0].written.read = len(prompt)
+        places = [n for n, prompt in enumerate(fresh) for _ in mine[prompt]]
+        staying = [n for n, row in enumerate(self.rows) if row.going]
+        parts = [(self.text, staying), (self.known, [0] * len(mine[known[0]]) if known else []), (read, places)]
+        self.text = self.model.gather([part for part in parts if part[1]])
+        self.rows = [*(self.rows[n] for n in staying), *(row for rows in mine.values() for row in rows)]
+        if read and read.mixable:
+            self.prompt, self.known = fresh[-1], self.model.gather([(read, [len(fresh) - 1])])
+
+    def write_on(self) -> list[Ended]:
+        """Write until a row ends, or several do; those."""
+        ended = list[_Row]()
+        with torch.no_grad(), self.model.arithmetic():
+            while not ended:
+                ended = self._step()
+        return [(row.request, row.written) for row in ended]
+
+    def _step(self) -> list[_Row]:
+        """Write one token in each row; the rows that end with it."""
+        writing = [row for row in self.rows if row.going]
+        log_q_BV = Logits(self.head.logits(self.text.hidden_BQD[:, -1])).log_probs()
+        uniform_B = torch.tensor([row.draws[len(row.written.tokens)] if row.going else 0.0 for row in self.rows], dtype=torch.float64)
+        tokens_B = choose(log_q_BV, uniform_B, self.sampling)
+        logp_B = log_q_BV.gather(1, tokens_B[:, None])[:, 0]
+        for row, token, logp in zip(self.rows, tokens_B.tolist(), logp_B.tolist(), strict=True):
+            if row.going:
+                row.take(token, logp, self.model.vocabulary.end_ids)
+        self.told(len(writing))
+        self._go_on(tokens_B)
+        return [row for row in writing if not row.going]
+
+    def _go_on(self, tokens_B: Tensor) -> None:
+        """Feed each row what was chosen. Rows that have ended leave before, where they are many, or one fills the context."""
+        staying = [n for n, row in enumerate(self.rows) if row.going]
+        if not staying:
+            self.rows, self.text = [], None
             return
-        if live_B.float().mean() <= 0.75 or full_B.any():
-            kept = live_B.nonzero().flatten()
-            text.keep(kept.to(tokens_B.device))
-            going, live_B, tokens_B = going[kept], live_B[kept], tokens_B[kept.to(tokens_B.device)]
-        text.feed(tokens_B)
+        full = int(self.text.mask_BS.sum(1).max()) >= self.model.context
+        if full or len(staying) <= SHARE_THAT_STAYS * len(self.rows):
+            self.text, self.rows = self.model.gather([(self.text, staying)]), [self.rows[n] for n in staying]
+            tokens_B = tokens_B[torch.tensor(staying, device=tokens_B.device)]
+        self.text.feed(tokens_B[:, None])

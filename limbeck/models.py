@@ -4,6 +4,7 @@ Axes: B sequences, S padded length, N completion tokens of a batch, D hidden wid
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from limbeck.batch import Batch
@@ -19,7 +20,7 @@ from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
-from limbeck.memory import memory
+from limbeck.memory import gathered, is_mixable, memory
 from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
 
@@ -97,48 +98,58 @@ class Model:
             hidden_BSD = self.causal.get_decoder()(input_ids=ids_BS.to(device()), use_cache=False).last_hidden_state
         return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())].to(self.compute), self.head)
 
-    def begin(self, prompts: list[list[int]]) -> "Writing":
+    def begin(self, prompts: Sequence[Sequence[int]]) -> "Writing":
         """Read prompts, and be ready to say what comes next."""
-        return Writing(self, prompts)
+        width = max(len(prompt) for prompt in prompts)
+        ids_BS = torch.tensor([[*[0] * (width - len(prompt)), *prompt] for prompt in prompts], device=device())
+        empty_B0 = ids_BS.new_empty(len(prompts), 0)
+        begun = Writing(self, memory(self.causal.config), empty_B0, empty_B0)
+        begun.feed(ids_BS, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device()))
+        return begun
+
+    def gather(self, parts: "Sequence[tuple[Writing, Sequence[int]]]") -> "Writing":
+        """These rows of these texts as one, without the columns that none of them needs; a row may be taken more than once.
+
+        Where the model's memory cannot be mixed there must be one part; all its columns stay, and it is used up.
+        """
+        rows = [(text, torch.tensor(list(chosen), device=text.mask_BS.device)) for text, chosen in parts]
+        hidden_B1D = torch.cat([text.hidden_BQD[:, -1:].index_select(0, chosen) for text, chosen in rows])
+        masks = [text.mask_BS.index_select(0, chosen) for text, chosen in rows]
+        if not rows[0][0].mixable:
+            assert len(rows) == 1, "rows that were read apart, and a memory that counts its past for all at once"
+            rows[0][0].cache.reorder_cache(rows[0][1])
+            return Writing(self, rows[0][0].cache, masks[0], hidden_B1D)
+        width = max(mask_BS.shape[1] - int(mask_BS.any(0).int().argmax()) for mask_BS in masks)
+        mask_BS = torch.cat([torch.nn.functional.pad(mask_BS, (width - mask_BS.shape[1], 0)) for mask_BS in masks])
+        return Writing(self, gathered([(text.cache, chosen) for text, chosen in rows], width), mask_BS, hidden_B1D)
 
 
+@dataclass
 class Writing:
-    """A batch of texts being written: `next_BV` scores what comes next, `feed` takes what was chosen, `keep` drops rows.
+    """Texts being written side by side: what the model remembers of them, and its last hidden states [B, Q, D].
 
-    Prompts are padded on the left, so that all rows write at the same place; padding is masked.
+    Rows begin at different places and write at the same one: columns before a row's first are masked, and no row sees them.
     """
 
-    def __init__(self, model: Model, prompts: list[list[int]]) -> None:
-        self.model = model
-        width = max(len(prompt) for prompt in prompts)
-        ids_BS = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device())
-        self.mask_BS = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device())
-        self.cache = memory(model.causal.config)
-        self.head = model.head.prepared(model.compute)
-        self._read(ids_BS, (self.mask_BS.cumsum(-1) - 1).clamp(min=0))
+    model: Model
+    cache: DynamicCache
+    mask_BS: Tensor
+    hidden_BQD: Tensor
 
-    def _read(self, ids_BS: Tensor, positions_BS: Tensor) -> None:
-        whole = bool(self.mask_BS.all())
+    def feed(self, ids_BQ: Tensor, mask_BQ: Tensor | None = None) -> None:
+        """Append tokens to each row. mask_BQ: 1 where a token is one, 0 where it only fills up; by default all are."""
+        self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(ids_BQ) if mask_BQ is None else mask_BQ], 1)
+        whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(min=0)
         with self.model.arithmetic():
-            hidden_BSD = self.model.causal.get_decoder()(
-                input_ids=ids_BS, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS,
+            self.hidden_BQD = self.model.causal.get_decoder()(
+                input_ids=ids_BQ, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS[:, -ids_BQ.shape[1] :],
                 past_key_values=self.cache, use_cache=True,
             ).last_hidden_state  # fmt: skip
-        self.hidden_BD = hidden_BSD[:, -1]
 
-    def next_logits(self) -> Tensor:
-        """Logits [B, V] of each row's next token, float32."""
-        return self.head.logits(self.hidden_BD)
-
-    def feed(self, tokens_B: Tensor) -> None:
-        """Append one token to each row."""
-        self.mask_BS = torch.nn.functional.pad(self.mask_BS, (0, 1), value=1)
-        self._read(tokens_B[:, None], self.mask_BS.sum(-1, keepdim=True) - 1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only; padding that no row needs any more stays, masked."""
-        self.cache.batch_select_indices(rows)
-        self.mask_BS, self.hidden_BD = self.mask_BS[rows], self.hidden_BD[rows]
+    @property
+    def mixable(self) -> bool:
+        """Whether rows that were read apart can go on side by side."""
+        return is_mixable(self.cache)
 
 
 def open_model(name: str, opening: Opening, compute: Precision | None = None) -> Model:

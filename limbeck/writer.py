@@ -11,15 +11,15 @@ from limbeck.models import Model
 def answers(model: Model, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told) -> Iterator[Given]:
     """Answer each question as often as it wants, in the order in which answers end; ends early when the purse refuses.
 
-    A prompt is read anew for each sample. Seconds are shares of the whole. A prompt that fills the context gets an answer
-    of no token, cut by length.
+    A prompt that several samples share is read, and paid, with the first of them. Seconds are shares of the whole. A prompt
+    that fills the context gets an answer of no token, cut by length.
     """
     began = time.monotonic()
     for request, written in compose(model, purse.afford(_requests(model, questions, sampling)), sampling, told=told):
         draw: Draw = request.tag
         took, began = time.monotonic() - began, time.monotonic()
-        read, tokens = len(request.prompt), len(written.tokens)
-        bill = Bill(read, tokens, flops=arithmetic(model.parameters_total, read + tokens), seconds=took)
+        tokens = len(written.tokens)
+        bill = Bill(written.read, tokens, flops=arithmetic(model.parameters_total, written.read + tokens), seconds=took)
         purse.settle(draw.worst, bill)
         yield Given(draw.question, draw.sample, _answer(model, written), bill)
 
