@@ -10,6 +10,7 @@ Axes: T teachers, P prompts of the pilot, O outcomes: "right" of each prompt for
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from math import comb, isfinite, nan
 from typing import Any, Literal
 
@@ -36,8 +37,33 @@ MOST = 10**6
 
 
 @dataclass(frozen=True)
+class Price:
+    """What samples for one prompt cost: the first of them, and each more, for which a local model does not read the prompt again."""
+
+    first: float
+    more: float
+
+    @classmethod
+    def of(cls, given: Sequence[Given], unit: str, beside: float) -> "Price":
+        """The means of a pilot. beside: the answers, what each sample takes, such as its judging."""
+        readers, others = list[float](), list[float]()
+        for _, several in groupby(sorted(given, key=lambda each: each.question.key), key=lambda each: each.question.key):
+            costs = [getattr(each.bill, unit) + beside for each in sorted(several, key=lambda each: (-each.bill.prompt_tokens, each.sample))]
+            readers, others = [*readers, costs[0]], [*others, *costs[1:]]
+        return cls(float(np.mean(readers)), float(np.mean(others or readers)))
+
+    def __call__(self, samples: int) -> float:
+        """Of so many samples."""
+        return self.first + (samples - 1) * self.more if samples else 0.0
+
+    def buys(self, budget: float) -> float:
+        """How many samples a budget pays."""
+        return budget / self.first if budget < self.first else 1 + (budget - self.first) / self.more
+
+
+@dataclass(frozen=True)
 class Piloted:
-    """What a pilot tells of a teacher. cost: of one sample, its judging too; buys: samples for each prompt if all of the budget were its own.
+    """What a pilot tells of a teacher. cost: of one of its samples, with its judging; buys: samples a prompt if all of the budget were its own.
 
     coverage, diversity: at `samples` for each prompt, what the budget of a prompt buys of it, at most the pilot's; false_positives:
     of its right answers those that are not sound (nan where nobody looked, or none is right). Each with its 95 % interval.
@@ -173,33 +199,34 @@ class Pilot(Part):
         right = [each for each, reward in zip(whole, rewarded(whole, verifier), strict=True) if reward is not None and reward > above]
         cost = (getattr(account.took, unit) - getattr(before, unit)) / wanted
         _see_cost(teacher, unit, cost)
+        price = Price.of(given, unit, max(0.0, cost - float(np.mean([getattr(each.bill, unit) for each in given]))))
         unsound = [each for each, mark in zip(right, rewarded(right, sound), strict=True) if mark is not None and not mark > self.sound_above]
         place = {each.key: n for n, each in enumerate(asked)}
         outcomes = [Counter((place[each.question.key], text(each)) for each in some) for some, text in
                     ((right, _any), (right, _text), (unsound, _any))]  # fmt: skip
-        return _Trial(teacher.name, given, cost, *outcomes, looked=sound is not None)
+        return _Trial(teacher.name, given, cost, price, *outcomes, looked=sound is not None)
 
     def _allocation(self, trials: "Sequence[_Trial]", piloted: int, prompts: int, account: Account) -> Allocation:
         unit = _unit(account)
         budget, took = getattr(account.purse, f"limit_{unit}"), getattr(account.took, unit)
         others = prompts - piloted
         a_prompt = max(0.0, budget - took) / others if others else budget / prompts
-        costs = [trial.cost for trial in trials]
+        prices = [trial.price for trial in trials]
         worth = {"coverage": Worth([trial.right for trial in trials], self.samples, piloted),
                  "diversity": Worth([trial.texts for trial in trials], self.samples, piloted)}  # fmt: skip
-        taken = worth[self.measure].best(costs, a_prompt)
+        taken = worth[self.measure].best(prices, a_prompt)
         if others and not any(taken):
-            left = f"{a_prompt:.3g} {UNITS[unit]} are left for each of {others} prompts, and a sample costs {min(costs):.3g}"
+            left = f"{a_prompt:.3g} {UNITS[unit]} are left for each of {others} prompts, and a sample costs {min(each.first for each in prices):.3g}"
             raise RecipeError(f"after the pilot {left}; give fewer prompts, a smaller pilot, or raise the budget")
         told = list[Piloted]()
         for n, trial in enumerate(trials):
-            bought = min(self.samples, int(a_prompt / trial.cost * ROUNDING))
+            bought = min(self.samples, int(trial.price.buys(a_prompt) * ROUNDING))
             alone = [bought if m == n else 0 for m in range(len(trials))]
             coverage, diversity = (_mean(each.of(alone)) for each in worth.values())
-            buys = budget / (prompts * trial.cost)
+            buys = trial.price.buys(budget / prompts)
             told.append(Piloted(trial.name, trial.cost, buys, bought, *coverage, *diversity, *trial.false_positives(piloted), taken[n]))
-        left = a_prompt - sum(k * each for k, each in zip(taken, costs, strict=True))
-        unspent, capped = max(0.0, left * others if others else budget - took), left >= min(costs)
+        left = a_prompt - sum(price(k) for k, price in zip(taken, prices, strict=True))
+        unspent, capped = max(0.0, left * others if others else budget - took), left >= min(each.more for each in prices)
         return Allocation(unit, budget, took, a_prompt, self.measure, *_mean(worth[self.measure].of(taken)), unspent, capped, told)
 
 
@@ -223,6 +250,7 @@ class _Trial:
     name: str
     given: list[Given]
     cost: float
+    price: Price
     right: Outcomes
     texts: Outcomes
     unsound: Outcomes
@@ -256,25 +284,25 @@ class Worth:
         missed_TO = [missed_KO[k] for missed_KO, k in zip(self.missed_TKO, counts, strict=True)]
         return np.bincount(self.prompt_O, 1 - np.prod(missed_TO, 0), self.prompts)
 
-    def best(self, costs: Sequence[float], budget: float) -> tuple[int, ...]:
+    def best(self, prices: Sequence[Price], budget: float) -> tuple[int, ...]:
         """The counts within a prompt's budget that are worth most in the mean; of equal ones the cheaper. Every way is tried."""
 
         def worth(way: tuple[tuple[int, ...], Array]) -> tuple[float, float]:
             counts, missed_O = way
-            return round(float((1 - missed_O).sum()), 9), -sum(k * cost for k, cost in zip(counts, costs, strict=True))
+            return round(float((1 - missed_O).sum()), 9), -sum(price(k) for k, price in zip(counts, prices, strict=True))
 
-        return max(self._ways(costs, budget, np.ones(len(self.prompt_O))), key=worth)[0]
+        return max(self._ways(prices, budget, np.ones(len(self.prompt_O))), key=worth)[0]
 
-    def _ways(self, costs: Sequence[float], left: float, missed_O: Array, teacher: int = 0) -> Iterator[tuple[tuple[int, ...], Array]]:
+    def _ways(self, prices: Sequence[Price], left: float, missed_O: Array, teacher: int = 0) -> Iterator[tuple[tuple[int, ...], Array]]:
         """All counts from this teacher on that can be paid, and the chances to miss each outcome."""
-        if teacher == len(costs):
+        if teacher == len(prices):
             yield (), missed_O
             return
         for k in range(self.samples + 1):
-            if k * costs[teacher] > left * ROUNDING:
+            if prices[teacher](k) > left * ROUNDING:
                 return
-            rest = max(0.0, left - k * costs[teacher])
-            for counts, missed in self._ways(costs, rest, missed_O * self.missed_TKO[teacher][k], teacher + 1):
+            rest = max(0.0, left - prices[teacher](k))
+            for counts, missed in self._ways(prices, rest, missed_O * self.missed_TKO[teacher][k], teacher + 1):
                 yield (k, *counts), missed
 
 

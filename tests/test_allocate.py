@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tellers import Teller
 
 import limbeck as lb
-from limbeck.allocate import Pilot, Worth
+from limbeck.allocate import Pilot, Price, Worth
+from limbeck.answers import Answer, Bill, Given, Question
 from limbeck.corpus import Order, write_corpus
 from limbeck.data import Data
 from limbeck.endpoint import Endpoint
@@ -50,13 +51,26 @@ def test_estimates_are_the_means_over_all_draws(pools, first: int, second: int) 
 
 
 @settings(deadline=None, max_examples=60)
-@given(TWO, st.sampled_from([0.5, 1.0, 2.0, 3.0]), st.sampled_from([1.0, 1.5, 4.0]), st.floats(0, 20))
-def test_the_best_share_is_the_best_of_all(pools, one: float, other: float, budget: float) -> None:
-    ways = [(k, m) for k in range(SAMPLES + 1) for m in range(SAMPLES + 1) if k * one + m * other <= budget]
-    best = max(ways, key=lambda way: (round(enumerated(pools, way), 9), -way[0] * one - way[1] * other))
-    found = worth(pools).best([one, other], budget)
-    assert enumerated(pools, found) == pytest.approx(enumerated(pools, best))
-    assert found[0] * one + found[1] * other == best[0] * one + best[1] * other
+@given(TWO, st.sampled_from([0.5, 1.0, 2.0, 3.0]), st.sampled_from([1.0, 1.5, 4.0]), st.sampled_from([0.0, 1.0]), st.floats(0, 20))
+def test_the_best_share_is_the_best_of_all(pools, one: float, other: float, prompt: float, budget: float) -> None:
+    def cost(way: tuple[int, int]) -> float:
+        return way[0] * one + way[1] * other + (prompt if way[1] else 0.0)
+
+    ways = [way for way in product(range(SAMPLES + 1), repeat=2) if cost(way) <= budget]
+    best = max(ways, key=lambda way: (round(enumerated(pools, way), 9), -cost(way)))
+    found = worth(pools).best([Price(one, one), Price(other + prompt, other)], budget)
+    assert enumerated(pools, found) == pytest.approx(enumerated(pools, best)) and cost(found) == cost(best)
+
+
+def test_a_price_is_that_of_the_one_who_reads_and_of_the_others() -> None:
+    def asked(n: int, *bills: tuple[int, float]) -> list[Given]:
+        question = Question({"prompt": f"question {n}"}, Data("prompts.jsonl"))
+        return [Given(question, sample, Answer(""), Bill(prompt_tokens=read, flops=flops)) for sample, (read, flops) in enumerate(bills)]
+
+    price = Price.of([*asked(0, (0, 3.0), (7, 10.0), (0, 3.0)), *asked(1, (9, 12.0), (0, 4.0), (0, 2.0))], "flops", beside=1.0)
+    assert price == Price(12.0, 4.0) and [price(k) for k in range(3)] == [0.0, 12.0, 16.0]
+    assert (price.buys(6.0), price.buys(12.0), price.buys(20.0)) == (0.5, 1.0, 3.0)
+    assert Price.of(asked(0, (5, 2.0)), "flops", 0.0) == Price(2.0, 2.0)
 
 
 WEAK = Teller("tellers:weak", "weak", flops=1.0)
