@@ -177,7 +177,7 @@ class Pilot(Part):
         piloted, found = {each.key for each in asked}, list[list[Given]]()
         for teacher, trial, told in zip(teachers, trials, allocation.teachers, strict=True):
             others = [each.only(tuple(range(told.taken))) for each in questions if told.taken and each.key not in piloted]
-            found.append([*trial.given, *account.of(teacher).answers(others, sampling)])
+            found.append([*trial.given, *account.of(teacher, f"writing of {teacher.name}").answers(others, sampling)])
             account.close()  # one at a time
         return allocation, found
 

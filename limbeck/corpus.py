@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from limbeck import endpoint, judges  # noqa: F401  # a part is known by name once its file is read
 from limbeck.allocate import Allocation, Pilot
 from limbeck.answers import Given, Purse, Question
 from limbeck.card import Card

@@ -36,7 +36,8 @@ class Account:
 
     def asks(self, teacher: Teacher, sampling: Sampling) -> Callable[[Sequence[Question]], list[Given]]:
         """A way to ask a teacher: see `instruct.Ask`."""
-        return lambda questions: list(self.of(teacher).answers(questions, sampling))
+        asked = self.of(teacher)
+        return lambda questions: list(asked.answers(questions, sampling))
 
     @contextmanager
     def showing(self, what: str, total: int, step: int = 1) -> Iterator[Progress]:
@@ -63,11 +64,12 @@ class Account:
     def _note(self) -> str:
         return f"{self.purse.spent.usd:.2f} USD" if self.purse.spent.usd else ""
 
-    def opened(self, teacher: Teacher, writer: str) -> Teacher:
-        """The teacher alive, opened when it is first asked; two of one identity are one."""
-        if writer not in self._open:
-            self._open[writer] = teacher.writing()
-        return self._open[writer]
+    def opened(self, teacher: Teacher) -> Teacher:
+        """The teacher alive, opened when it is first asked; two of the same settings are one."""
+        settings = json.dumps(plain(teacher))
+        if settings not in self._open:
+            self._open[settings] = teacher.writing()
+        return self._open[settings]
 
     def close(self) -> None:
         """Let go of the teachers that are open; who is asked again is opened again."""
@@ -125,7 +127,7 @@ class Remembered(Teacher):
             return
         total = len(there) + sum(len(each.samples) for each in missing)
         with self.account.shown(self.what, total, len(there)) as advance:
-            teacher = self.account.opened(self.teacher, json.dumps(self.identity))
+            teacher = self.account.opened(self.teacher)
             for given in teacher.answers(missing, sampling, self.account.purse, lambda tokens: advance(0, tokens)):
                 writer = self._writer(sampling, given.question.drawn)
                 self.account.ledger.record(given, writer)

@@ -1,6 +1,8 @@
 """One ledger and one purse for all that is asked: judges, prompts that are made, users that are played."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,20 @@ def test_a_budget_that_ends_anywhere_leaves_a_corpus_of_what_there_is(prompts, t
         else:
             assert card.spent.flops <= budget and (card.spent.flops == len(ASKED) == budget or card.ended == "all was answered")
     assert set(ASKED.values()) == {1} and "purse" not in card.dialogues
+
+
+def test_an_order_survives_yaml() -> None:
+    """In a process of its own: parts are known by name when the order is read."""
+    code = """
+import yaml
+from limbeck.config import build, to_yaml
+from limbeck.corpus import Order
+order = build(dict(teacher=["Local('a')", "Endpoint('http://h/v1', 'm', parameters=7e9)"], instruct="Instruct('s.jsonl', 5)", dialogues="Dialogues",
+    user="Local('u')", pilot="Pilot(sound=Number)", verifier="Judge(Local('j'))", budget_flops=1.0), Order)
+assert build(yaml.safe_load(to_yaml(order)), Order) == order and len(order.teacher) == 2
+assert build(dict(teacher="Local('a')", prompts="p.jsonl"), Order).teacher[0].model == "a"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 WRITE = ["write", "--seeds", "seeds.jsonl", "--instruct", "6", "--out", "out", "--turns", "2"]
