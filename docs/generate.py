@@ -27,7 +27,7 @@ from limbeck.corpus import Teachers
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
-from limbeck.recipe import Recipe
+from limbeck.recipe import Names, Recipe
 from limbeck.sources import DataSets
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +92,8 @@ def _type(asked: Any) -> str:
         return "`Teacher`, or a list of them"
     if asked == DataSets:
         return "`Data`, or a list of them"
+    if asked == Names:
+        return "text, or a list of it"
     if typing.get_origin(asked) is Literal:
         return " or ".join(f"`{choice}`" for choice in typing.get_args(asked))
     if typing.get_origin(asked) in (typing.Union, types.UnionType):
@@ -317,6 +319,8 @@ def _value_schema(asked: Any) -> Schema:
     """What may stand for a setting of this type."""
     if asked == DataSets:
         return {"anyOf": [_ref("Data"), {"type": "array", "items": _ref("Data"), "minItems": 1}]}
+    if asked == Names:
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     if not _parts_in(asked):
         return TypeAdapter(asked).json_schema()
     if typing.get_origin(asked) in (typing.Union, types.UnionType):

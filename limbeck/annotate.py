@@ -21,6 +21,7 @@ from limbeck.errors import CacheError, DataError, RecipeError, Stopped
 from limbeck.files import sweep
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.keep import Columns, kept
+from limbeck.licences import from_plain, of_recorded, plain_licences
 from limbeck.places import fingerprint
 from limbeck.progress import Progress, clock
 from limbeck.shards import Damage
@@ -134,13 +135,15 @@ class _Filling:
         wanted = Manifest(
             teacher={**_without_size(model.described), "fingerprint": fingerprint(self.teacher.model), "quantization": self.teacher.quantization},
             vocabulary=model.vocabulary.traits, keep=self.asked.keep, temperatures=self.temperatures, seed=self.asked.seed,
-            text={"data": self.asked.data.path, "max_tokens": self.limit},
+            text={"data": self.asked.data.path, "max_tokens": self.limit}, licences=plain_licences(self.asked.teacher.licences),
         )  # fmt: skip
         if there:
             found = Manifest.read(self.out)
             if found.identity != wanted.identity:
                 raise CacheError(f"{self.out} is another cache ({_difference(found, wanted)}); give another --out, or ask for the same")
-            wanted = replace(wanted, temperatures=sorted({*found.temperatures, *self.temperatures}), head=found.head)
+            told = from_plain(found.licences, str(self.out / "manifest.json"))
+            licences = plain_licences(of_recorded(told, self.asked.teacher.model))
+            wanted = replace(wanted, temperatures=sorted({*found.temperatures, *self.temperatures}), head=found.head, licences=licences)
         kept(self.asked.keep).fit(model.vocabulary.size)
         if self.asked.keep == "hidden":
             wanted = replace(wanted, head=written_head(self.out, model.head.prepared(model.compute)))

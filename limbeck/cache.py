@@ -48,7 +48,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache says of itself. teacher: model, fingerprint and arithmetic. vocabulary: see `Vocabulary.traits`."""
+    """What a cache says of itself. teacher: model, fingerprint and arithmetic, and its licences. vocabulary: see `Vocabulary.traits`."""
 
     teacher: dict[str, Any]
     vocabulary: dict[str, Any]
@@ -57,6 +57,7 @@ class Manifest:
     seed: int = 0
     text: dict[str, Any] = field(default_factory=dict[str, Any])
     head: dict[str, Any] | None = None
+    licences: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     format: int = FORMAT
 
     @property

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.config import Part, import_object, settings_of
-from limbeck.data import Data, Row, check_columns
+from limbeck.data import Data, Row, check_columns, parquet_rows
 from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
@@ -26,7 +26,7 @@ from limbeck.places import locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
-from limbeck.run import named_teacher, see_recipe
+from limbeck.run import licences_of, named_teacher, see_recipe
 from limbeck.sources import Corpus, CustomSource
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local
@@ -104,7 +104,8 @@ class _Looking:
             for line in found:
                 self.lines.append(line)
         except LimbeckError as error:
-            self.lines.append(Line(what, str(error), "problem"))
+            if str(error) not in [line.found for line in self.problems]:  # a model that is not there has no licence either
+                self.lines.append(Line(what, str(error), "problem"))
         except OSError as error:
             self.lines.append(Line(what, f"cannot read {error.filename or what}: {error.strerror or error}; see that it can be read", "problem"))
 
@@ -126,13 +127,14 @@ class _Looking:
         if self.models.keys() >= {"student", "teacher"}:
             found, stands_out = size_gap(self.models["student"], self.models["teacher"])
             self.lines.append(Line("size gap", found, "note" if stands_out else "ok"))
+        self.look("licences", self.licences())
         self.look("run folder", self.run_folder())
 
     def data(self, data: Data) -> Iterator[Line]:
         """Rows and columns of a data set, as far as they can be read without `datasets`."""
         what, path = f"data {data.path}", expanded(data.path)
         if path.suffix == ".parquet" and path.is_file():
-            yield Line(what, f"{_parquet_rows(path):,} rows")
+            yield Line(what, f"{parquet_rows(path):,} rows")
         elif path.suffix in (".jsonl", ".json", ".parquet"):
             yield self.counted(data)
         elif path.is_dir():
@@ -149,7 +151,7 @@ class _Looking:
         return Line(f"data {data.path}", f"streamed: {len(found):,} rows read" if data.streaming else f"{len(found):,} rows")
 
     def model(self, what: str, part: Student | Local) -> Iterator[Line]:
-        """A model by its files, and its licence."""
+        """A model by its files."""
         place = locate(part.model)
         if place is None:
             yield Line(what, f"no folder {part.model} here: taken for a name on the hub, and fetched when it is opened", "note")
@@ -158,7 +160,13 @@ class _Looking:
         if found.own_code and not part.trust_remote_code:
             raise ModelError(f"{part.model} runs code of its own; read it, then set {what}.trust_remote_code: true")
         yield Line(what, str(found))
-        yield Line(f"{what}'s licence", found.licence or "unknown: its files name none", "ok" if found.licence else "note")
+
+    def licences(self) -> Iterator[Line]:
+        """Under what terms teacher and text may be learnt from, and what the student's base is under."""
+        found = licences_of(self.out, self.recipe)
+        said = {role: ", ".join(dict.fromkeys(each.name for each in several)) for role, several in found.items() if several}
+        open_ends = any(each.permits != "yes" for several in found.values() for each in several)
+        yield Line("licences", "; ".join(f"{role}: {names}" for role, names in said.items()), "note" if open_ends else "ok")
 
     def run_folder(self) -> Iterator[Line]:
         """Whether the run may be written there, and fits."""
@@ -358,21 +366,6 @@ def _function(path: str) -> Iterator[Line]:
     if not callable(found):
         raise RecipeError(f'"{path}" is no function; name one that can be called')
     yield Line(f"function {path}", "found")
-
-
-def _parquet_rows(path: Path) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            count, names = int(file.metadata.num_rows), list[str](file.schema_arrow.names)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    if not count:
-        raise DataError(f"{path} holds no rows; give it at least one")
-    check_columns(dict.fromkeys(names, True), str(path))
-    return count
 
 
 def _made(make: Callable[..., Any], number: int, *given: Any) -> Any:

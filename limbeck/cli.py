@@ -19,6 +19,7 @@ StudentName = Annotated[str | None, typer.Option("--student", help="For a method
 DataPath = Annotated[str | None, typer.Option("--data", help="For a method: text to learn from (JSONL, Parquet, hub name).")]
 PromptsPath = Annotated[str | None, typer.Option("--prompts", help="For a method: prompts that the student answers.")]
 RewardName = Annotated[str | None, typer.Option("--reward", help="For a method: a verifier, module:function.")]
+Accepted = Annotated[list[str] | None, typer.Option("--accept-license", help="A licence or terms that you may learn from, by name.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: objective.temperature=2.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the same command goes on where it stopped.")]
 
@@ -26,10 +27,10 @@ Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the sam
 @app.command()
 def distill(
     recipe: RecipeName, teacher: TeacherName = None, student: StudentName = None, data: DataPath = None, prompts: PromptsPath = None,
-    reward: RewardName = None, settings: Settings = None, out: Out = Path("runs/distill"),
+    reward: RewardName = None, settings: Settings = None, accept_license: Accepted = None, out: Out = Path("runs/distill"),
 ) -> None:  # fmt: skip
     """Move a student toward its teacher, by a recipe or by a method's name."""
-    planned = _planned(recipe, settings, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
+    planned = _planned(recipe, settings, accept_license, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
     from limbeck.distributed import leave, rank
     from limbeck.train import distill as run
 
@@ -42,12 +43,12 @@ def distill(
 @app.command()
 def check(
     recipe: RecipeName, teacher: TeacherName = None, student: StudentName = None, data: DataPath = None, prompts: PromptsPath = None,
-    reward: RewardName = None, settings: Settings = None,
+    reward: RewardName = None, settings: Settings = None, accept_license: Accepted = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what needs no torch.")] = False,
     out: Out = Path("runs/distill"),
 ) -> None:  # fmt: skip
     """See what stands in the way of a recipe before it costs anything: files, models, lengths, memory, and a test of the numbers."""
-    planned = _planned(recipe, settings, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
+    planned = _planned(recipe, settings, accept_license, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
     from limbeck.check import check as look
 
     lines = look(planned, out, quick)
@@ -60,8 +61,10 @@ def check(
         raise typer.Exit(2)
 
 
-def _planned(recipe: str, settings: list[str] | None, **given: str | None) -> "Recipe":
+def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None, **given: str | None) -> "Recipe":
     """The recipe that a command line asks for."""
+    from dataclasses import replace
+
     from limbeck.config import override, plain
     from limbeck.methods import METHODS, named
     from limbeck.recipe import Recipe
@@ -75,7 +78,8 @@ def _planned(recipe: str, settings: list[str] | None, **given: str | None) -> "R
         raise RecipeError(f"--{next(iter(asked))} goes with a method ({', '.join(METHODS)}); {recipe} is a recipe: use --set")
     else:
         plan = plain(Recipe.read(recipe))
-    return Recipe.of(override(plan, settings or []))
+    made = Recipe.of(override(plan, settings or []))
+    return replace(made, accept_license=list(dict.fromkeys([*made.accept_license, *(accepted or [])])))
 
 
 @app.command()
@@ -180,7 +184,7 @@ def write(
     sound: Annotated[str | None, typer.Option(help="A second verifier: which right answers are sound.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the teacher's arithmetic: auto, float32 or bfloat16.")] = "auto",
-    accept_license: Annotated[list[str] | None, typer.Option(help="A licence or terms that you may learn from, by name.")] = None,
+    accept_license: Accepted = None,
 ) -> None:  # fmt: skip
     """Let a teacher answer prompts, choose among its answers, and keep them as a corpus to learn from."""
     asked = dict(locals())
@@ -215,12 +219,13 @@ def quickstart(
     minutes: Annotated[float, typer.Option(help="About how long it may take, set-up left out.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Steps in place of minutes; a fifth of them are on-policy.")] = None,
     prompts: Annotated[int | None, typer.Option(help="How many of the shipped prompts to use; by default all.")] = None,
+    accept_license: Accepted = None,
     out: Annotated[Path, typer.Option(help="The folder of everything; the same command goes on where it stopped.")] = Path("runs/quickstart"),
 ) -> None:
     """Distill a real language model, end to end, on this machine."""
     from limbeck.quickstart import quickstart as run
 
-    table = run(out, teacher, layers, minutes, steps, prompts)
+    table = run(out, teacher, layers, minutes, steps, prompts, accept_license or [])
     _table(table["columns"], table["rows"])
     for sample in table["samples"]:
         _table(["", sample["prompt"]], [[who, text] for who, text in sample["completions"].items()])

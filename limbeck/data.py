@@ -16,8 +16,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from limbeck.config import Part, part
+from limbeck.config import part
 from limbeck.errors import DataError, did_you_mean
+from limbeck.licences import Licence, of_data
+from limbeck.licensed import Licensed
 from limbeck.privacy import expanded
 
 Row = Mapping[str, Any]
@@ -27,7 +29,7 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 
 @part
-class Data(Part):
+class Data(Licensed):
     """Where text lies and how it is read.
 
     path: a JSONL or Parquet file, a folder written by `datasets`, or a name on the hub. template: "chat" renders
@@ -54,6 +56,11 @@ class Data(Part):
             raise DataError(f"{self.path}: a weight of {self.weight} {why}; give one above 0, or leave the data out")
         if taken := sorted({"messages", "prompt", "tokenize", "add_generation_prompt"} & self.template_arguments.keys()):
             raise DataError(f"{self.path}: template_arguments names {taken[0]}, which is given to every template; leave it out")
+
+    @property
+    def licences(self) -> list[Licence]:
+        """Those of the card or the licence beside it."""
+        return of_data(self.path)
 
     def rows(self) -> Sequence[Row]:
         """All rows, read once. Raises DataError for what is missing, empty or malformed."""
@@ -118,6 +125,23 @@ def read_jsonl_rows(path: Path) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             if line := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
                 yield _parsed(line, f"{path}, line {number}")
+
+
+def parquet_rows(path: Path) -> int:
+    """How many rows a Parquet file holds, by its end alone. Raises DataError for none, and for columns that hold no text."""
+    import pyarrow
+    import pyarrow.parquet  # pyright: ignore[reportUnusedImport]  # it is not there otherwise
+
+    arrow: Any = pyarrow  # it has no stubs
+    try:
+        with arrow.parquet.ParquetFile(path) as file:
+            count, names = int(file.metadata.num_rows), list[str](file.schema_arrow.names)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    if not count:
+        raise DataError(f"{path} holds no rows; give it at least one")
+    check_columns(dict.fromkeys(names, True), str(path))
+    return count
 
 
 def _parsed(line: bytes, where: str) -> Row:

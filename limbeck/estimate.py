@@ -4,7 +4,6 @@ Names and shapes of weights stand at the head of safetensors and GGUF files; the
 """
 
 import json
-import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,12 +28,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model as its files describe it: the settings of its language model, its weights' shapes, its licence, its end tokens."""
+    """A model as its files describe it: the settings of its language model, its weights' shapes, its end tokens."""
 
     name: str
     config: dict[str, Any]
     shapes: Shapes
-    licence: str | None = None
     end_ids: frozenset[int] = field(default_factory=frozenset)
     own_code: bool = False
 
@@ -112,12 +110,10 @@ def _of_folder(name: str, folder: Path) -> Anatomy:
     config = {**whole, **(whole.get("text_config") or {})}
     writes = _json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     ends = writes.get("eos_token_id", config.get("eos_token_id"))
-    card = folder / "README.md"
-    licence = _front_matter_licence(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
     own_code = "auto_map" in whole and not _known_to_transformers(str(whole.get("model_type")))
     shapes = {weight: shape for file in _weight_files(name, folder) for weight, shape in safetensors_shapes(file).items()}
     end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
-    return Anatomy(name, config, shapes, licence or config.get("license"), end_ids, own_code)
+    return Anatomy(name, config, shapes, end_ids, own_code)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -128,13 +124,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds {type(found).__name__} where settings were expected; fetch the model again")
     return found
-
-
-def _front_matter_licence(card: str) -> str | None:
-    """What a model card names between its first two lines of dashes."""
-    head = card.split("---", 2)[1] if card.startswith("---") else ""
-    found = re.search(r"^license(?:_name)?:\s*[\"']?([^\s\"'\[]+)", head, re.MULTILINE)
-    return found[1] if found else None
 
 
 def _known_to_transformers(model_type: str) -> bool:
@@ -206,7 +195,7 @@ def _of_gguf(name: str, file: Path) -> Anatomy:
         config = {ours: said(f"{kind}.{theirs}") for theirs, ours in GGUF_SETTINGS.items()}
         shapes = {str(tensor.name): tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
         end = said("tokenizer.ggml.eos_token_id")
-        return Anatomy(name, config, shapes, said("general.license"), frozenset() if end is None else frozenset([int(end)]))
+        return Anatomy(name, config, shapes, frozenset() if end is None else frozenset([int(end)]))
     finally:
         reader.data._mmap.close()  # pyright: ignore[reportAttributeAccessIssue]  # numpy tells nobody of it, and waits for the collector
 

@@ -3,7 +3,7 @@
 Axes: C rows of a chunk, D hidden width, V true vocabulary (padded rows are cut away before any softmax).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limbeck.lazy import Tensor, torch
 
@@ -21,6 +21,10 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+
+    def apart(self) -> "Head":
+        """The same with weights of its own, for when the model's may go away."""
+        return replace(self, weight_VD=self.weight_VD.clone(), bias_V=None if self.bias_V is None else self.bias_V.clone())
 
     def prepared(self, dtype: "torch.dtype") -> "Head":
         """The same head, detached, cut to the true vocabulary and in the dtype of the hidden states, ready for many chunks."""

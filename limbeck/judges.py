@@ -11,6 +11,7 @@ from limbeck.data import Data
 from limbeck.errors import EndpointError, ModelError, RecipeError
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
+from limbeck.licences import Licence, of_model
 from limbeck.machine import Precision, device, precision
 from limbeck.teachers import Teacher
 from limbeck.verifiers import Verifier
@@ -84,7 +85,7 @@ class Judge(Verifier):
 
     def mark(self, said: str) -> float | None:
         """The mark between 0 and 1 that an answer gives; None where it gives none, or one outside."""
-        found = re.search(r"(?<![\d.,/-])(\d+)(?:\s*/\s*(\d+))?(?![\d,]|\.\d)", said)
+        found = re.search(r"(?<!out of )(?<![\d.,/-])(\d+)(?:\s*/\s*(\d+))?(?!\d|[.,]\d)", said.lower())
         if found is None or int(found[1]) > self.best or (found[2] and int(found[2]) != self.best):
             return None
         return int(found[1]) / self.best
@@ -104,6 +105,11 @@ class RewardModel(Verifier):
 
     _module: Any = live()
     _tokenizer: Any = live()
+
+    @property
+    def licences(self) -> list[Licence]:
+        """The model's own."""
+        return of_model(self.model)
 
     def load(self) -> Self:
         """Open the model. Raises ModelError for one that has not one output."""
@@ -133,7 +139,10 @@ class RewardModel(Verifier):
 
     def _ids(self, completion: str, row: dict[str, Any]) -> list[int]:
         dialogue = row.get("dialogue") or row.get("messages") or [{"role": "user", "content": row.get("prompt", "")}]
-        messages = [*dialogue, {"role": "assistant", "content": completion}]
+        asked = list(dialogue)
+        while asked and asked[-1]["role"] == "assistant":  # a row may bring an answer of its own, which is not the one to be judged
+            asked.pop()
+        messages = [*asked, {"role": "assistant", "content": completion}]
         if self._tokenizer.chat_template:
             ids = self._tokenizer(self._tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
         else:
@@ -143,7 +152,7 @@ class RewardModel(Verifier):
         return ids
 
     def _pass(self, ids: list[list[int]]) -> list[float]:
-        """One pass, padded on the right; the classifier itself is told where each row ends by the mask."""
+        """One pass, padded on the right; the classifier reads at the last token of a row that is no padding."""
         pad = self._module.config.pad_token_id
         if pad is None:
             return [float(value) for row in ids for value in self._logits(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64))]

@@ -6,10 +6,9 @@ That table is no legal advice. What it forbids or does not know stops the work, 
 
 import ipaddress
 import json
-import mmap
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -20,15 +19,17 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from limbeck.config import import_object
 from limbeck.errors import DataError, EndpointError, ModelError, RecipeError
 from limbeck.files import write_json, write_text
+from limbeck.gguf_metadata import gguf_general
 from limbeck.places import BASE, locate
 from limbeck.privacy import expanded, shareable
 from limbeck.settings_file import yaml_of
 
 ASSETS = Path(__file__).parent / "assets"
 CARD = "README.md"
-NOTHING = "no README.md (license: NAME) and no licence file there names one"
+NOTHING = "No README.md and no licence file there names one"
 NOWHERE, UNLISTED = "nowhere", "Our table does not know it."
 HEAD_CHARACTERS = 1000
 """Of a licence file so much is read: further down licences quote each other."""
@@ -89,6 +90,16 @@ def _of_bases(card: Mapping[str, Any], of: str, online: bool, above: frozenset[s
     return found
 
 
+def of_recorded(told: Sequence[Licence], name: str) -> list[Licence]:
+    """The licences of a model as they were written down; where none was found then, as its card has them now."""
+    if told and all(each.source != NOWHERE for each in told):
+        return list(told)
+    try:
+        return of_model(name)
+    except ModelError:  # it lay on the machine where it was asked
+        return list(told) or [_unnamed("model", name, "it is not here any more")]
+
+
 def of_data(path: str, online: bool = True) -> list[Licence]:
     """The licences of text: its own, or those of a corpus' teachers; none where there is no such file, which reading it will say.
 
@@ -99,16 +110,31 @@ def of_data(path: str, online: bool = True) -> list[Licence]:
     if place.resolve().parent == ASSETS.resolve():
         return [_judged("apache-2.0", of, "part of Limbeck")]
     if place.exists():
-        folder, beside = (place, []) if place.is_dir() else (place.parent, [place.with_suffix(".card.json")])
-        for card in (*beside, folder / "card.json"):
-            if "licences" in (told := _json(card)):
-                return from_plain(told["licences"], str(card))
-        saved = [folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))] if place.is_dir() else []
-        return _first(_folder(folder, of), *(_named(_json(info), of, info.name) for info in saved)) or [_unnamed("data", path, NOTHING)]
+        return _beside(place, of) or [_unnamed("data", path, NOTHING)]
     if place.is_absolute() or path.startswith((".", "~")) or place.suffix in (".jsonl", ".json", ".parquet"):
         return []
     card, why = _hub_card("dataset", path, online)
     return _of_card(card, of, "its card on the hub") or [_unnamed("data", path, why)]
+
+
+def _beside(place: Path, of: str) -> list[Licence]:
+    """Those that a folder of text names, or what lies beside a file."""
+    folder, own = (place, []) if place.is_dir() else (place.parent, [place.with_suffix(".card.json")])
+    for card in (*own, folder / "card.json"):
+        if "licences" in (told := _json(card)):
+            return from_plain(told["licences"], str(card))
+    saved = [folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))] if place.is_dir() else []
+    return _first(_folder(folder, of), *(_named(_json(info), of, info.name) for info in saved))
+
+
+def of_function(function: str) -> list[Licence]:
+    """The licences of text that a user's own `module:function` gives: those that lie beside its module, as beside a file of text.
+
+    Raises RecipeError for what cannot be imported.
+    """
+    import_object(function)
+    file = getattr(sys.modules[function.partition(":")[0]], "__file__", None)
+    return (_beside(Path(file), f"data {function}") if file else []) or [_unnamed("data", function, NOTHING)]
 
 
 def of_provider(base_url: str) -> list[Licence]:
@@ -142,16 +168,20 @@ def of_endpoint(base_url: str, model: str, online: bool = True) -> list[Licence]
 
 def gate(found: Sequence[Licence], accepted: str | Sequence[str] = ()) -> None:
     """See that all that was found permits training, or was accepted by name. Raises RecipeError with the first that does not."""
-    names = {accepted} if isinstance(accepted, str) else set(accepted)
-    refused = [each for each in found if each.permits != "yes" and each.name not in names]
-    if not refused:
-        return
-    first, left = refused[0], list(dict.fromkeys(each.name for each in refused))
-    quoted = [json.dumps(name, ensure_ascii=False) for name in left]
+    names = {shareable(name) for name in ([accepted] if isinstance(accepted, str) else accepted)}  # as a recipe in a run folder has them
+    refused = [each for each in found if each.permits != "yes" and shareable(each.name) not in names]
+    if refused:
+        raise RecipeError(_refusal(refused[0], list(dict.fromkeys(each.name for each in refused))))
+
+
+def _refusal(first: Licence, names: Sequence[str]) -> str:
+    """Why training stops, and what can be done: set the names of all that stop it, or mend the first."""
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]
     setting = quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"
     under = "no licence of it was found" if first.source == NOWHERE else f"it is under {first.name} ({first.source})"
-    raise RecipeError(
-        f"training on {first.of} was asked for, and {under}: {first.why[0].lower()}{first.why[1:].removesuffix('.')}; take another, or if you may, "
+    mend = "put a README.md there that begins with the lines `---`, `license: NAME`, `---`" if first.why == f"{NOTHING}." else "take another"
+    return (
+        f"training on {first.of} was asked for, and {under}: {first.why[0].lower()}{first.why[1:].removesuffix('.')}; {mend}, or if you may, "
         f"set accept_license: {setting} in the recipe ({' '.join(f'--accept-license {name}' for name in quoted)})"
     )
 
@@ -159,6 +189,12 @@ def gate(found: Sequence[Licence], accepted: str | Sequence[str] = ()) -> None:
 def plain_licences(found: Sequence[Licence]) -> list[dict[str, str]]:
     """The same as plain data, each once, for provenance and cards; `from_plain` reads it."""
     return [asdict(each) for each in dict.fromkeys(found)]
+
+
+def known(file: Path) -> dict[str, list[Licence]]:
+    """The licences by role in what a run was made of; none where it is not there, damaged, or names none."""
+    told = _json(file).get("licences")
+    return {role: from_plain(found, str(file)) for role, found in cast(dict[str, object], told).items()} if isinstance(told, dict) else {}
 
 
 def from_plain(value: object, where: str) -> list[Licence]:
@@ -300,7 +336,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _hub_card(kind: str, name: str, online: bool) -> tuple[dict[str, Any], str]:
     """A card's front matter from the hub's cache or the hub, and where it names no licence why; never raises for want of a network."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(name, CARD, repo_type=kind)
@@ -308,18 +344,19 @@ def _hub_card(kind: str, name: str, online: bool) -> tuple[dict[str, Any], str]:
             return _front_matter(Path(cached)), "its card names none"
         if not online:
             return {}, "there is no such folder, and the hub was not asked"
-        told: Any = getattr(HfApi().repo_info(name, repo_type=kind, timeout=10), "card_data", None)
-        return dict(told.to_dict()) if told is not None else {}, "its card on the hub names none"
+        return _asked_hub(kind, name), "its card on the hub names none"
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())[:120].rstrip(".")
         return {}, f"there is no such folder, and the hub did not answer ({said or type(error).__name__})"
 
 
-# GGUF: the format's specification is at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+@cache
+def _asked_hub(kind: str, name: str) -> dict[str, Any]:
+    """The front matter that the hub tells; it is asked once, and again only where it did not answer."""
+    from huggingface_hub import HfApi
 
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value by its type; 8 is text, 9 an array."""
-TEXT, ARRAY = 8, 9
+    told: Any = getattr(HfApi().repo_info(name, repo_type=kind, timeout=10), "card_data", None)
+    return dict(told.to_dict()) if told is not None else {}
 
 
 def _of_metadata(file: Path) -> dict[str, Any]:
@@ -328,45 +365,6 @@ def _of_metadata(file: Path) -> dict[str, Any]:
     bases = [value.removeprefix("https://huggingface.co/") for key, value in told.items() if re.fullmatch(r"base_model\.\d+\.repo_url", key)]
     names = {"license": told.get("license", "").split(","), "license_name": told.get("license.name"), "license_link": told.get("license.link")}
     return {**names, "base_model": bases}
-
-
-def gguf_general(file: Path) -> dict[str, str]:
-    """The texts under `general.` in a GGUF file's metadata; its library would take seconds, as it makes an array of every token.
-
-    Raises ModelError for a file that is cut short or none.
-    """
-    try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:4] != b"GGUF" or struct.unpack_from("<I", data, 4)[0] not in (2, 3):
-                raise ValueError("its first bytes say another format or version")
-            return dict(_texts(data))
-    except (OSError, ValueError, KeyError, OverflowError, RecursionError, struct.error) as error:
-        raise ModelError(f"{file} is cut short or no GGUF file ({error}); fetch it again") from None
-
-
-def _texts(data: mmap.mmap) -> Iterator[tuple[str, str]]:
-    at = 24
-    for _ in range(struct.unpack_from("<Q", data, 16)[0]):
-        began, at = at + 8, _after(data, TEXT, at)
-        key, (kind,), value = data[began:at].decode(errors="replace"), struct.unpack_from("<I", data, at), at + 4
-        if (at := _after(data, kind, value)) > len(data):
-            raise ValueError("its metadata ends early")
-        if kind == TEXT and key.startswith("general."):
-            yield key.removeprefix("general."), data[value + 8 : at].decode(errors="replace")
-
-
-def _after(data: mmap.mmap, kind: int, at: int) -> int:
-    """Where a value that begins at a byte ends."""
-    if kind == TEXT:
-        return at + 8 + struct.unpack_from("<Q", data, at)[0]
-    if kind != ARRAY:
-        return at + SIZES[kind]
-    (of, count), at = struct.unpack_from("<IQ", data, at), at + 12
-    if of in SIZES:
-        return at + count * SIZES[of]
-    for _ in range(count):
-        at = _after(data, of, at)
-    return at
 
 
 # Addresses

@@ -40,8 +40,7 @@ class Outputs:
 
     def apart(self) -> "Outputs":
         """The same with a head of its own, for when the model's may go away."""
-        bias_V = None if self.head.bias_V is None else self.head.bias_V.clone()
-        return replace(self, head=replace(self.head, weight_VD=self.head.weight_VD.clone(), bias_V=bias_V))
+        return replace(self, head=self.head.apart())
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

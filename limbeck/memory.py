@@ -38,39 +38,59 @@ def is_mixable(cache: DynamicCache) -> bool:
     return all(type(layer) in (RoomyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLayer) for layer in cache.layers)
 
 
-def gathered(parts: Sequence[tuple[DynamicCache, Tensor]], width: int) -> DynamicCache:
-    """These rows of these memories as one, their last `width` columns; a row may be taken more than once."""
+def is_revocable(cache: DynamicCache) -> bool:
+    """Whether what a row was fed can be taken back for that row alone: not where a layer keeps a state of all it was fed."""
+    return all(type(layer) in (RoomyLayer, DummyLayer) for layer in cache.layers)
+
+
+Part = tuple[DynamicCache, Tensor, Tensor | None]
+"""A memory, which of its rows, and which columns of each of these [B, width]; None for the last ones."""
+
+
+def gathered(parts: Sequence[Part], width: int) -> DynamicCache:
+    """These rows of these memories as one, `width` columns of each; a row may be taken more than once."""
     made = copy.copy(parts[0][0])
-    made.layers = [_joined([(cache.layers[n], rows) for cache, rows in parts], width) for n in range(len(made.layers))]
+    made.layers = [_joined([(cache.layers[n], *which) for cache, *which in parts], width) for n in range(len(made.layers))]
     return made
 
 
-def _joined(parts: Sequence[tuple[Any, Tensor]], width: int) -> Any:
+def shorten(cache: DynamicCache, columns: int) -> None:
+    """Drop the last columns of all rows."""
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer) and layer.is_initialized:
+            layer.keys, layer.values = (past[:, :, : past.shape[2] - columns] for past in (layer.keys, layer.values))
+
+
+def _joined(parts: Sequence[tuple[Any, Tensor, Tensor | None]], width: int) -> Any:
     """The same of one layer: states row by row, keys and values in columns that end together."""
     made = copy.copy(parts[0][0])
     if isinstance(made, LinearAttentionCacheLayerMixin):
         for name in ("conv_states", "recurrent_states"):
-            states = {n: [getattr(layer, name)[n] for layer, _ in parts] for n in range(made.number_of_states)}
-            setattr(made, name, {n: _rows(each, parts) for n, each in states.items()})
+            states = {n: [(getattr(layer, name)[n], rows) for layer, rows, _ in parts] for n in range(made.number_of_states)}
+            setattr(made, name, {n: _rows(each) for n, each in states.items()})
     if isinstance(made, DynamicLayer) and made.is_initialized:
-        made.keys, made.values = (_columns([getattr(layer, name) for layer, _ in parts], parts, width) for name in ("keys", "values"))
+        made.keys, made.values = (_columns([(getattr(layer, name), *which) for layer, *which in parts], width) for name in ("keys", "values"))
     return made
 
 
-def _rows(states: list[Tensor | None], parts: Sequence[tuple[Any, Tensor]]) -> Tensor | None:
-    there = [state.index_select(0, rows) for state, (_, rows) in zip(states, parts, strict=True) if state is not None]
+def _rows(states: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    there = [state.index_select(0, rows) for state, rows in states if state is not None]
     return torch.cat(there) if there else None
 
 
-def _columns(past: list[Tensor], parts: Sequence[tuple[Any, Tensor]], width: int) -> Tensor:
-    """[B, H, width, D], with room behind it. Columns before a row's first are zero: they are masked, and must be numbers all the same."""
-    count = sum(len(rows) for _, rows in parts)
-    like = past[0]
-    room, begin = like.new_empty(count, like.shape[1], width + ROOM, like.shape[3]), 0
-    for each, (_, rows) in zip(past, parts, strict=True):
-        here, wide = room[begin : begin + len(rows)], min(width, each.shape[2])
-        here[:, :, : width - wide] = 0
-        torch.index_select(each[:, :, each.shape[2] - wide :], 0, rows, out=here[:, :, width - wide : width])
+def _columns(parts: Sequence[tuple[Tensor, Tensor, Tensor | None]], width: int) -> Tensor:
+    """[B, H, width, D], with room behind it. Columns before a row's first are masked, and must be numbers all the same: zeros, or others'."""
+    like, begin = parts[0][0], 0
+    room = like.new_empty(sum(len(rows) for _, rows, _ in parts), like.shape[1], width + ROOM, like.shape[3])
+    for past, rows, columns_BW in parts:
+        here, wide = room[begin : begin + len(rows), :, :width], min(width, past.shape[2])
+        if columns_BW is None:
+            here[:, :, : width - wide] = 0
+            torch.index_select(past[:, :, past.shape[2] - wide :], 0, rows, out=here[:, :, width - wide :])
+        else:
+            where = columns_BW[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
+            here[:, :, : width - wide] = 0
+            here[:, :, width - wide :] = past.index_select(0, rows).gather(2, where)
         begin += len(rows)
     return room[:, :, :width]
 

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from limbeck.config import build
-from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL
+from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL, TotalVariation
 from limbeck.errors import RecipeError, did_you_mean
+from limbeck.interleaved import Interleaved
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
 from limbeck.sources import Corpus, Mix
+from limbeck.speculative import InTopK
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local, Teacher
 from limbeck.verifiers import Verifier
@@ -84,7 +86,21 @@ def gkd_rl(
     return Recipe(_student(student), OnPolicy(prompts, group=group, reward=build(reward, Verifier)), scorer(teacher), objective, **numbers)
 
 
-METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl)}
+def skd(student: Named, teacher: Scorer, prompts: Any, k: int = 25, gamma: int = 5, **numbers: Any) -> Recipe:
+    """Speculative knowledge distillation (SKD, arXiv 2410.11325): forward KL on text that the student proposes and the teacher verifies."""
+    source = Interleaved(prompts, accept=InTopK(k), gamma=gamma)
+    return Recipe(_student(student), source, scorer(teacher), Objective([ForwardKL()]), **numbers)
+
+
+def distillspec(student: Named, teacher: Scorer, prompts: Any, objective: Term | Objective | None = None, **numbers: Any) -> Recipe:
+    """A draft for speculative decoding (DistillSpec, arXiv 2310.08461): it writes, its target scores; by default total variation.
+
+    One less the total variation is what is accepted of the draft's tokens, so that the objective is acceptance itself.
+    """
+    return Recipe(_student(student), OnPolicy(prompts), scorer(teacher), build(objective or TotalVariation(), Objective), **numbers)
+
+
+METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec)}
 """By name, for the command line."""
 
 

@@ -20,11 +20,15 @@ from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
-from limbeck.memory import gathered, is_mixable, memory
+from limbeck.memory import gathered, is_mixable, is_revocable, memory, shorten
 from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
 
 disable_progress_bar()  # loading takes seconds; what takes long is shown by progress.py
+
+
+GAPS = 64
+"""Columns that texts may be apart from each other by what was taken back, before the gaps are closed: then all that is remembered is copied."""
 
 
 def padded(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,6 +69,11 @@ class Model:
         return Head(layer.weight, like.vocabulary, getattr(layer, "bias", None), like.scale, like.cap)
 
     @property
+    def has_windows(self) -> bool:
+        """Whether some layers look back over a window alone."""
+        return bool(getattr(self.causal.config.get_text_config(), "sliding_window", None))
+
+    @property
     def context(self) -> int:
         """The longest sequence it was made for."""
         return int(getattr(self.causal.config.get_text_config(), "max_position_embeddings", None) or 10**9)
@@ -99,8 +108,10 @@ class Model:
         return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())].to(self.compute), self.head)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> "Writing":
-        """Read prompts, and be ready to say what comes next."""
-        width = max(len(prompt) for prompt in prompts)
+        """Read prompts, empty ones too."""
+        if len(prompts) == 1 and not prompts[0]:  # transformers masks the states of layers without attention only from two rows and places on
+            return self.gather([(self.begin([*prompts, *prompts]), [0])])
+        width = max(2, *(len(prompt) for prompt in prompts)) if not all(prompts) else max(len(prompt) for prompt in prompts)
         ids_BS = torch.tensor([[*[0] * (width - len(prompt)), *prompt] for prompt in prompts], device=device())
         empty_B0 = ids_BS.new_empty(len(prompts), 0)
         begun = Writing(self, memory(self.causal.config), empty_B0, empty_B0)
@@ -119,9 +130,20 @@ class Model:
             assert len(rows) == 1, "rows that were read apart, and a memory that counts its past for all at once"
             rows[0][0].cache.reorder_cache(rows[0][1])
             return Writing(self, rows[0][0].cache, masks[0], hidden_B1D)
-        width = max(mask_BS.shape[1] - int(mask_BS.any(0).int().argmax()) for mask_BS in masks)
-        mask_BS = torch.cat([torch.nn.functional.pad(mask_BS, (width - mask_BS.shape[1], 0)) for mask_BS in masks])
-        return Writing(self, gathered([(text.cache, chosen) for text, chosen in rows], width), mask_BS, hidden_B1D)
+        width = max(1, *(int(mask_BS.sum(1).max()) for mask_BS in masks))
+        columns = [_columns(mask_BS, width) for mask_BS in masks]
+        kept = [mask_BS[:, -width:] if which is None else mask_BS.gather(1, which) for mask_BS, which in zip(masks, columns, strict=True)]
+        mask_BS = torch.cat([torch.nn.functional.pad(mask_BS, (width - mask_BS.shape[1], 0)) for mask_BS in kept])
+        cache = gathered([(text.cache, chosen, which) for (text, chosen), which in zip(rows, columns, strict=True)], width)
+        return Writing(self, cache, mask_BS, hidden_B1D)
+
+
+def _columns(mask_BS: Tensor, width: int) -> Tensor | None:
+    """Which columns hold each row's tokens, behind others that it masks [B, at most width]; None where they are the last ones, without a gap."""
+    first_B, count_B = mask_BS.int().argmax(1), mask_BS.sum(1)
+    if bool((mask_BS.shape[1] - first_B == count_B).all()):
+        return None
+    return mask_BS.argsort(dim=1, stable=True)[:, -width:]
 
 
 @dataclass
@@ -139,17 +161,40 @@ class Writing:
     def feed(self, ids_BQ: Tensor, mask_BQ: Tensor | None = None) -> None:
         """Append tokens to each row. mask_BQ: 1 where a token is one, 0 where it only fills up; by default all are."""
         self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(ids_BQ) if mask_BQ is None else mask_BQ], 1)
-        whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(min=0)
+        last = self.model.context - 1  # rows that have ended may be written on past it, unheard
+        whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(0, last)
         with self.model.arithmetic():
             self.hidden_BQD = self.model.causal.get_decoder()(
                 input_ids=ids_BQ, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS[:, -ids_BQ.shape[1] :],
                 past_key_values=self.cache, use_cache=True,
             ).last_hidden_state  # fmt: skip
 
+    def forget(self, kept_B: Tensor, fed: int) -> None:
+        """Of the last `fed` tokens of each row keep the first few; the others are masked, and left out for good where gaps have become many.
+
+        kept_B: how many, of each row. Layers with windows count columns: they are left without gaps.
+        """
+        columns = int(fed - kept_B.max())
+        if columns:
+            shorten(self.cache, columns)
+            self.mask_BS, fed = self.mask_BS[:, : self.mask_BS.shape[1] - columns], fed - columns
+        place_Q = torch.arange(fed, device=self.mask_BS.device)
+        self.mask_BS[:, self.mask_BS.shape[1] - fed :] = (place_Q < kept_B[:, None]).to(self.mask_BS)
+        longest = int(self.mask_BS.sum(1).max())
+        apart = _columns(self.mask_BS, longest) is not None if self.model.has_windows else self.mask_BS.shape[1] > longest + GAPS
+        if apart:
+            closed = self.model.gather([(self, range(len(self.mask_BS)))])
+            self.cache, self.mask_BS = closed.cache, closed.mask_BS
+
     @property
     def mixable(self) -> bool:
         """Whether rows that were read apart can go on side by side."""
         return is_mixable(self.cache)
+
+    @property
+    def revocable(self) -> bool:
+        """Whether what a row was fed can be taken back."""
+        return is_revocable(self.cache)
 
 
 def open_model(name: str, opening: Opening, compute: Precision | None = None) -> Model:

@@ -76,3 +76,8 @@ def clock(seconds: float) -> str:
     """Minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
+
+
+def warn(what: str) -> None:
+    """Say something that stops nothing, in one line beside what is printed."""
+    print(f"limbeck: {what}", file=sys.stderr)

@@ -23,6 +23,7 @@ from limbeck.errors import ModelError
 from limbeck.evaluate import Likelihood
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_json, write_jsonl
 from limbeck.generate import Sampling, write
+from limbeck.licences import CARD, gate, of_data, of_model, record
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
 from limbeck.objective import CrossEntropy, Objective, Term
@@ -66,6 +67,8 @@ def converted(gguf: Path) -> Path:
     if not folder.exists():
         with new_folder(folder) as work:
             prune.save(open_model(str(gguf), Opening("float32")), work)
+    if not (folder / CARD).exists():
+        record(folder, of_model(str(gguf)))
     return folder
 
 
@@ -105,7 +108,7 @@ def _digest(text: str) -> str:
 
 
 def cut_student(teacher: Model, answered: Path, layers: int, folder: Path) -> None:
-    """Save the teacher without its least influential layers, measured on its own answers."""
+    """Save the teacher without its least influential layers, measured on its own answers; under the teacher's licences."""
     if folder.exists():
         return
     texts = texts_of(answered, teacher.vocabulary, 1024, limit=420)[::14]
@@ -114,6 +117,7 @@ def cut_student(teacher: Model, answered: Path, layers: int, folder: Path) -> No
     prune.by_depth(whole, kept)
     with new_folder(folder) as work:
         prune.save(whole, work)
+        record(work, of_model(teacher.name))
 
 
 def _recipe(student: Path, source: Source, teacher: Teacher, term: Term, steps: int, optimizer: AdamW, held: Path) -> Recipe:
@@ -122,16 +126,17 @@ def _recipe(student: Path, source: Source, teacher: Teacher, term: Term, steps: 
     return Recipe(Student(str(student), optimizer), source, teacher, Objective([term]), **numbers)
 
 
-def _recipes(out: Path, teacher: str, answered: Path, held: Path, steps: tuple[int, int]) -> dict[str, Recipe]:
+def _recipes(out: Path, teacher: str, answered: Path, held: Path, steps: tuple[int, int], accepted: Sequence[str]) -> dict[str, Recipe]:
     """The three runs: on the teacher's answers, then on the student's own, and the baseline on as many tokens."""
     before, first, own = out / "student-before", out / "1-teacher-answers", OnPolicy([Data(str(out / "prompts.jsonl"))], SEQUENCES, ANSWER)
     corpus = Corpus([Data(str(answered))], SEQUENCES, written_by="teacher")
     fast, gentle = AdamW(8e-4), AdamW(4e-5, warmup=0.3)  # the second run starts where the first had come to rest
-    return {
+    made = {
         "1-teacher-answers": _recipe(before, corpus, Local(teacher), ForwardKL(), steps[0], fast, held),
         "2-own-answers": _recipe(first / "student", own, Local(teacher), ForwardKL(), steps[1], gentle, held),
         "baseline-cross-entropy": _recipe(before, corpus, Silent(), CrossEntropy(), sum(steps), fast, held),
     }
+    return {name: replace(recipe, accept_license=list(accepted)) for name, recipe in made.items()}
 
 
 def _seconds_per_step(recipe: Recipe, out: Path) -> float:
@@ -165,25 +170,30 @@ def _some(rows: Path, count: int | None, copy: Path) -> Path:
     every = Data(str(rows)).rows()
     chosen = every if count is None else [every[n * len(every) // count] for n in range(min(count, len(every)))]
     write_jsonl(copy, [dict(row) for row in chosen])
+    record(copy, of_data(str(rows)))
     return copy
 
 
-def quickstart(out: Path, teacher: str | None, layers: int, minutes: float, steps: int | None, prompts: int | None) -> dict[str, Any]:
+def quickstart(
+    out: Path, teacher: str | None, layers: int, minutes: float, steps: int | None, prompts: int | None, accepted: Sequence[str] = ()
+) -> dict[str, Any]:
     """Distill end to end into `out`; returns the comparison (columns, rows, samples) that the report shows first."""
     asked = _some(PROMPTS, prompts, out / "prompts.jsonl")
     asked_held = _some(HELDOUT, prompts and max(4, prompts // 6), out / "heldout.jsonl")
     gguf = packaged_teacher() if teacher is None else Path(teacher) if teacher.endswith(".gguf") else None
     folder = str(converted(gguf)) if gguf else str(teacher)
+    gate(of_model(folder), accepted)
     opened = open_model(folder, Opening())
     began = time.monotonic()
     answered, held = answers(opened, asked, "train"), answers(opened, asked_held, "heldout")
+    record(answered, [*of_model(folder), *of_data(str(asked))])
     cut_student(opened, answered, layers, out / "student-before")
     if not (out / "plan.json").exists():
         own = max(1, round(ON_POLICY_SHARE * steps)) if steps else 0
         left = minutes * 60 - (time.monotonic() - began) - RESERVE_SECONDS
-        chosen = (steps - own, own) if steps else _plan(out, _recipes(out, folder, answered, held, (1, 1)), left)
+        chosen = (steps - own, own) if steps else _plan(out, _recipes(out, folder, answered, held, (1, 1), accepted), left)
         write_json(out / "plan.json", {"steps": chosen, "minutes": minutes, "layers": layers})
-    runs = _recipes(out, folder, answered, held, tuple(read_json(out / "plan.json")["steps"]))
+    runs = _recipes(out, folder, answered, held, tuple(read_json(out / "plan.json")["steps"]), accepted)
     for name, recipe in runs.items():
         distill(recipe, out / name)
         gc.collect()  # models refer to themselves; their memory is wanted for the next

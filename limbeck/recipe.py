@@ -3,20 +3,26 @@
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from limbeck import endpoint, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from pydantic import BeforeValidator
+
+from limbeck import endpoint, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
 from limbeck.generate import Sampling
+from limbeck.licences import Licence, of_model
 from limbeck.objective import CrossEntropy, Objective, Term
 from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
 from limbeck.sources import Share, Source
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
+
+Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""One name or several."""
 
 
 @part
@@ -26,6 +32,8 @@ class Recipe(Part):
     tokens_per_pass: padded tokens that are in memory at once; it changes no gradient. evaluate_every, save_every: in
     steps; evaluations also run before and after all. keep: which weights become `out/student`. early_stop: after so many
     evaluations in a row without a better one. trackers: "tensorboard", "wandb", "trackio", "mlflow", through accelerate.
+    accept_license: by name, licences and terms of teacher, data and provider that forbid learning from them or that nobody
+    knows, and from which you may learn all the same.
     """
 
     student: Student
@@ -43,6 +51,7 @@ class Recipe(Part):
     early_stop: int | None = None
     time_limit_minutes: float | None = None
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = field(default_factory=list)
+    accept_license: Names = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         for name in ("steps", "tokens_per_pass", "keep_last", "evaluate_every", "save_every", "early_stop"):
@@ -81,6 +90,11 @@ class Recipe(Part):
         """The whole recipe, every setting resolved, as YAML."""
         return to_yaml(self)
 
+    @property
+    def licences(self) -> dict[str, list[Licence]]:
+        """Of the student's base, on which it stands, and of teacher and source, from which it learns; looked up anew."""
+        return {"student": of_model(self.student.model), "teacher": self.teacher.licences, "source": self.source.licences}
+
     def open_pair(self) -> tuple[Student, Teacher]:
         """Student and teacher alive, proven to mean the same by a token."""
         student = self.student.load(self.steps)
@@ -89,7 +103,7 @@ class Recipe(Part):
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
         """The four parts alive, where the run's newest checkpoint left them."""
         student, teacher = self.open_pair()
-        source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks))
+        source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks, teacher))
         run.attach(student, source)
         run.provenance(student.live.described, teacher.described)
         return student, teacher, source, self.objective

@@ -24,10 +24,11 @@ from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped, is
 from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, sweep, sync, write_json, write_jsonl, write_text
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.lazy import Tensor
+from limbeck.licences import Licence, front_matter, gate, known, plain_licences, section
 from limbeck.objective import Objective, counted
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
-from limbeck.settings_file import parsed_yaml
+from limbeck.settings_file import parsed_yaml, yaml_of
 from limbeck.trackers import Trackers
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -69,6 +70,8 @@ class Run:
         self.ranks, self.rank = distributed.ranks(), distributed.rank()
         self.leads = self.rank == 0
         """Whether this rank writes the files; all others only know what is in them."""
+        self.licences = dict[str, list[Licence]]()
+        """Of what it is made of, by role; known to the rank that leads."""
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
         self.tokens_per_pass = recipe.tokens_per_pass
@@ -81,6 +84,8 @@ class Run:
         self._interrupts = Interrupts(patient=self.ranks > 1)
         self._trackers = Trackers(recipe.trackers if self.leads else [], self.out)
         if self.leads:
+            see_recipe(self.out, recipe)
+            self.licences = licences_of(self.out, recipe)
             self._claim()
 
     def __enter__(self) -> Self:
@@ -174,6 +179,7 @@ class Run:
             "seed": self.recipe.seed,
             "student": student,
             "teacher": teacher,
+            "licences": {role: plain_licences(found) for role, found in self.licences.items()},
         }
         if not self.leads:
             return
@@ -326,17 +332,29 @@ class Run:
         else:
             with new_folder(self.out / "student") as folder:
                 student.save(folder)
-                write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)])))
+                write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)], self.licences)))
         distributed.wait()
 
 
-def model_card(recipe: Any, figures: dict[str, Any]) -> str:
-    """What a reader of the student's folder should know, in the hub's format."""
+def licences_of(out: Path, recipe: Any) -> dict[str, list[Licence]]:
+    """The licences of what a run is made of, by role: as its folder has them since it began, else as they are found now.
+
+    The student's base is recorded, and stops nothing: to train on top of a model is not to train on what it says. Raises
+    RecipeError for what else does not permit training and is not accepted.
+    """
+    found = known(out / "provenance.json") or recipe.licences
+    gate([each for role in found if role != "student" for each in found[role]], recipe.accept_license)
+    return found
+
+
+def model_card(recipe: Any, figures: dict[str, Any], licences: dict[str, list[Licence]]) -> str:
+    """What a reader of the student's folder should know, in the hub's format; the student comes under all that it was made of."""
+    found = list(dict.fromkeys(each for several in licences.values() for each in several))
     rows = [f"| {name} | {key} | {value:.4g} |" for name, found in figures.items() for key, value in found.items() if isinstance(value, float)]
     table = "\n".join(["| evaluation | figure | value |", "|---|---|---|", *rows]) if rows else "None was asked for."
-    tags = "library_name: transformers\npipeline_tag: text-generation\ntags: [distillation, limbeck]"
-    recipe_yaml = to_yaml(recipe).rstrip()
-    return f"---\n{tags}\n---\n# A distilled student\n\n## How it was made\n\n```yaml\n{recipe_yaml}\n```\n\n## Evaluation\n\n{table}\n"
+    tags = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation", "limbeck"]}
+    head, made = yaml_of(tags | front_matter(found)).rstrip(), f"## How it was made\n\n```yaml\n{to_yaml(recipe).rstrip()}\n```"
+    return f"---\n{head}\n---\n# A distilled student\n\n{made}\n\n## Evaluation\n\n{table}\n\n{section(found)}"
 
 
 def named_teacher(teacher: dict[str, Any] | str) -> str:

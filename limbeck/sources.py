@@ -13,9 +13,11 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from limbeck.batch import Batch, Text
-from limbeck.config import Part, import_object, live, part
+from limbeck.config import import_object, live, part
 from limbeck.data import Data, Pool, Row
 from limbeck.errors import RecipeError
+from limbeck.licences import Licence, of_function
+from limbeck.licensed import Licensed
 from limbeck.reward import blaming
 from limbeck.student import Student
 from limbeck.vocabulary import Vocabulary
@@ -26,18 +28,20 @@ DataSets = Annotated[list[Data], BeforeValidator(lambda value: value if isinstan
 
 @dataclass(frozen=True)
 class Share:
-    """What a source needs to know of the run: the seed, and which rows of a step are this rank's."""
+    """What a source needs to know of the run: the seed, which rows of a step are this rank's, and who teaches."""
 
     seed: int = 0
     rank: int = 0
     ranks: int = 1
+    teacher: Any = None
+    """The recipe's own, alive: of use to a source in which it writes too."""
 
     def rows(self, count: int) -> range:
         """The numbers of this rank's rows among the `count` of a step."""
         return range(self.rank, count, self.ranks)
 
 
-class Source(Part, ABC):
+class Source(Licensed, ABC):
     """Base of all who write."""
 
     @property
@@ -193,6 +197,11 @@ class CustomSource(Source):
 
     def __post_init__(self) -> None:
         check_sizes(1, self.max_tokens)
+
+    @property
+    def licences(self) -> list[Licence]:
+        """Those of what lies beside the module."""
+        return of_function(self.function)
 
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
         """Find the function."""

@@ -134,10 +134,12 @@ class Student(Part):
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
-        """Complete prompts with the weights as they are, rounded to the arithmetic's dtype where that is narrower."""
-        if is_sharded():
-            return self._passes.run_whole(lambda model: write(model, prompts, sampling, seed, step, rows, told=told))
-        return write(self._pen.of(self.live), prompts, sampling, seed, step, rows, told=told)
+        """Complete prompts with the weights as they are."""
+        return self.lend(lambda model: write(model, prompts, sampling, seed, step, rows, told=told))
+
+    def lend(self, work: "Callable[[Model], T]") -> T:
+        """Something done with all weights as they are now, rounded where its arithmetic is narrower: writing. Every rank must do it."""
+        return self._passes.run_whole(work) if is_sharded() else work(self._pen.of(self.live))
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""

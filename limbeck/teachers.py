@@ -3,20 +3,21 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.blend import Blend, Routed
-from limbeck.config import Part, live, part, plain
+from limbeck.config import live, part, plain
 from limbeck.distributed import Passes
 from limbeck.errors import CacheError, RecipeError, did_you_mean
 from limbeck.generate import Sampling
 from limbeck.lazy import torch
-from limbeck.licences import Licence, of_model
+from limbeck.licences import Licence, from_plain, of_model, of_recorded
+from limbeck.licensed import Licensed
 from limbeck.machine import Opening, Precision
 from limbeck.places import fingerprint
 from limbeck.privacy import expanded, shareable
@@ -24,12 +25,14 @@ from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
 from limbeck.vocabulary import prove_traits
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from limbeck.cache import Manifest
     from limbeck.models import Model
 
 
-class Teacher(Part, ABC):
+class Teacher(Licensed, ABC):
     """Base of all who score."""
 
     @property
@@ -80,11 +83,6 @@ class Teacher(Part, ABC):
     def identity(self) -> Any:
         """What it is among all writers, as plain data: two that differ in it write differently."""
         return plain(self)
-
-    @property
-    def licences(self) -> list[Licence]:
-        """Under what terms its words may be learnt from."""
-        return []
 
     @abstractmethod
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
@@ -175,8 +173,8 @@ class Local(Teacher):
 
     @property
     def licences(self) -> list[Licence]:
-        """The model's own."""
-        return of_model(self.model)
+        """The model's own; the student's words are its own."""
+        return [] if self.model == "@student" else of_model(self.model)
 
     def _say(self, batch: Batch) -> Dense:
         if self._student:
@@ -190,6 +188,10 @@ class Local(Teacher):
     def writing(self) -> Self:
         """The model open."""
         return self.load(None)
+
+    def lend(self, work: "Callable[[Model], T]") -> T:
+        """Something done with the model, all its weights here; every rank must do it."""
+        return self._passes.run_whole(work)
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Written here, many side by side."""
@@ -256,6 +258,12 @@ class Cached(Teacher):
     def described(self) -> str | dict[str, Any]:
         """The teacher that was asked, and what was kept."""
         return {**self._manifest.teacher, "kept": self._manifest.keep, "cache": self._manifest.identity}
+
+    @property
+    def licences(self) -> list[Licence]:
+        """Those of the teacher that was asked."""
+        told = from_plain(self._manifest.licences, f"{self.folder}/manifest.json")
+        return of_recorded(told, str(self._manifest.teacher.get("model")))
 
     def load(self, student: Student) -> Self:
         """Open the cache, and see that it means the same by a token as the student."""
@@ -338,11 +346,6 @@ class Mixture(Teacher):
     def temperature_kept(self) -> float | None:
         """That of whoever has one."""
         return next((each.temperature_kept for each in self.teachers.values() if each.temperature_kept is not None), None)
-
-    @property
-    def licences(self) -> list[Licence]:
-        """Those of all."""
-        return [found for each in self.teachers.values() for found in each.licences]
 
     @property
     def described(self) -> dict[str, Any]:

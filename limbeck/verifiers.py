@@ -17,13 +17,14 @@ import regex
 
 from limbeck import sandbox
 from limbeck.answers import parted
-from limbeck.config import Part, part
+from limbeck.config import part
 from limbeck.errors import DataError, RecipeError
+from limbeck.licensed import Licensed
 from limbeck.readings import fenced, first_of, folded, json_of, last_of, number, number_pairs, stated
 from limbeck.reward import verifier
 
 
-class Verifier(Part, ABC):
+class Verifier(Licensed, ABC):
     """Base of all who say how good a completion is: rules here, models in `judges.py`."""
 
     @classmethod

@@ -163,7 +163,7 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
     "data": {
         **{path: (kd(data=path), f"there is no file {path}; give a JSONL or Parquet file, or a name on the hub")
            for path in ("nothing.jsonl", "/nowhere/nothing.parquet", "~/nowhere/nothing.jsonl")},
-        "hub": (kd(data="nobody/nothing"), "cannot read nobody/nothing: "),
+        "hub": ([*kd(data="nobody/nothing"), "--accept-license", "unknown licence of nobody/nothing"], "cannot read nobody/nothing: "),
         "folder": (kd(data="folder"), "cannot read folder: "),
         "other file": (kd(data="notes.txt"), "notes.txt is a file of a kind that is not read; give JSONL or Parquet"),
         "damaged": (kd(data="broken.parquet"), "cannot read broken.parquet: Parquet magic bytes not found"),
@@ -216,8 +216,12 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
     "model": {
         **{path: (kd(teacher=path), f"there is no folder {path}; give a folder") for path in ("./nobody", "/nowhere/nobody", "~/nobody")},
         "GGUF": (kd(teacher="nothing.gguf"), "there is no GGUF file nothing.gguf; give a folder"),
-        "hub": (kd(teacher="nobody/nothing"), "there is no such folder here, and the hub did not give it: "),
-        "file": (kd(teacher="notes.txt"), "notes.txt is a file; give a folder"),
+        "hub": (
+            [*kd(teacher="nobody/nothing"), "--accept-license", "unknown licence of nobody/nothing"],
+            "there is no such folder here, and the hub did not give it: ",
+        ),
+        "licence": (kd(teacher="nobody/nothing"), "no licence of it was found: there is no such folder, and the hub did not answer"),
+        "file": (kd(teacher="notes.txt"), "notes.txt is a file, and no model; give a folder"),
         "nameless": (kd(teacher=""), "a model without a name was asked for; give a folder"),
         "folder": (kd(teacher="folder"), "folder holds no model, for there is no config.json in it; give a folder"),
         "no config": (kd(student="no_config"), "no_config holds no model, for there is no config.json in it"),

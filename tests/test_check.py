@@ -177,6 +177,7 @@ def test_what_is_not_there(recipe, words: str, tmp_path) -> None:
 
 
 def test_functions_data_and_parts_that_are_there(home, tmp_path) -> None:
+    toys.licensed(tmp_path)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(toys.rows(7)), tmp_path / "rows.parquet")
     source = Mix(0.5, OnPolicy("asked.jsonl", reward="own_functions:score", group=2), Corpus([str(tmp_path / "rows.parquet"), str(tmp_path)]))
     lines = found(kd(source=source, teacher=Silent(), objective=Objective([CrossEntropy().on("corpus")])), tmp_path / "run", quick=True)
@@ -187,6 +188,7 @@ def test_functions_data_and_parts_that_are_there(home, tmp_path) -> None:
 
 
 def test_damaged_and_empty_parquet(tmp_path) -> None:
+    toys.licensed(tmp_path)
     (tmp_path / "damaged.parquet").write_bytes(b"nothing of the kind")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(toys.rows(1)).slice(0, 0), tmp_path / "empty.parquet")
     for name, words in (("damaged", "cannot read"), ("empty", "holds no rows")):
@@ -241,16 +243,29 @@ def test_a_disk_too_small(tmp_path, monkeypatch) -> None:
     assert problem.what == "disk" and "lower keep_last" in problem.found
 
 
-@pytest.mark.parametrize(
-    ("card", "licence"),
-    [("---\nlicense: apache-2.0\ntags: [a]\n---\n# A model\n", "apache-2.0"), ("---\nlicense: 'mit'\n---\n", "mit"), ("# license: none\n", None)],
-)
-def test_licences_of_cards(card: str, licence: str | None, home, tmp_path) -> None:
+CARDS = [("apache-2.0", "ok"), ("llama2", "note"), (None, "note")]
+
+
+@pytest.mark.parametrize(("licence", "verdict"), CARDS)
+def test_a_students_base_is_told_and_stops_nothing(licence: str | None, verdict: str, home, tmp_path) -> None:
     folder = copied(home, tmp_path)
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n" if licence else "# license: none\n")
     lines = found(kd(folder), tmp_path / "run", quick=True)
-    said = {line.what: line.found for line in lines["ok" if licence else "note"]}
-    assert said["student's licence"] == (licence or "unknown: its files name none")
+    name = licence or f"unknown licence of {folder}"
+    assert Line("licences", f"student: {name}; teacher: apache-2.0; source: apache-2.0", verdict) in lines[verdict]
+    assert lines["problem"] == []
+
+
+@pytest.mark.parametrize("licence", ["llama2", None])
+def test_a_teachers_licence_that_stops_is_a_problem_until_it_is_accepted(licence: str | None, home, tmp_path) -> None:
+    folder = copied(home, tmp_path, "teacher")
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n" if licence else "")
+    name = licence or f"unknown licence of {folder}"
+    (problem,) = found(kd(teacher=folder), tmp_path / "run", quick=True)["problem"]
+    assert problem.what == "licences" and f'set accept_license: "{name}" in the recipe' in problem.found
+    lines = found(kd(teacher=folder, accept_license=name), tmp_path / "run", quick=True)
+    assert lines["problem"] == []
+    assert f"student: apache-2.0; teacher: {name}; source: apache-2.0" in [line.found for line in lines["note"]]
 
 
 # The second round: vocabularies and lengths
@@ -330,13 +345,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(home, tmp_path, monkeypatch) -
         raise ModelError(f"there is no folder {name}, and the hub did not give it")
 
     monkeypatch.setattr(checking, "anatomy_on_hub", silent)
-    (problem,) = found(kd(teacher="someone/model"), tmp_path / "run")["problem"]
+    accepted = "unknown licence of someone/model"
+    (problem,) = found(kd(teacher="someone/model", accept_license=accepted), tmp_path / "run")["problem"]
     assert problem.found == "there is no folder someone/model, and the hub did not give it"
     there = anatomy("student", home / "student")
     monkeypatch.setattr(checking, "anatomy_on_hub", lambda name, trust: there)
     monkeypatch.setattr("limbeck.models.open_vocabulary", lambda name, opening: Vocabulary(toys.tokenizer()))
     monkeypatch.setattr(checking._Looking, "models_alive", lambda self: iter(()))
-    assert not found(kd(teacher="someone/model"), tmp_path / "run")["problem"]
+    assert not found(kd(teacher="someone/model", accept_license=accepted), tmp_path / "run")["problem"]
 
 
 def on_policy(prompts: str, **more: Any) -> Recipe:

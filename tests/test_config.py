@@ -106,6 +106,8 @@ METHODS = {
     "on_policy": {"teacher": Local("t", dtype="float32"), "prompts": "p.jsonl", "seed": 3},
     "distillm": {"teacher": "t", "prompts": "p.jsonl", "data": "a.jsonl", "steps": 7},
     "gkd_rl": {"teacher": "t", "prompts": "p.jsonl", "reward": "mod:judge"},
+    "skd": {"teacher": "t", "prompts": "p.jsonl", "k": 7, "gamma": 3},
+    "distillspec": {"teacher": "t", "prompts": "p.jsonl", "objective": "ForwardKL()"},
 }
 
 

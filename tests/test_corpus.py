@@ -155,6 +155,7 @@ def test_bad_orders(toy, settings, said) -> None:
 
 def test_an_unknown_licence_stops_before_anything_is_made(toy, tmp_path) -> None:
     teacher = lb.Local(toys.folder(tmp_path / "teacher"), dtype="float32")
+    (tmp_path / "teacher" / "README.md").unlink()
     with pytest.raises(RecipeError, match="accept_license") as stopped:
         write_corpus(Order(teacher, toy["prompts"], sampling=SHORT), tmp_path / "out")
     assert not (tmp_path / "out").exists()

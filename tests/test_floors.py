@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
-    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards"},
-    {"data", "head", "targets", "blend", "batch", "vocabulary", "answers", "ledger", "licences", "sandbox", "readings"},
+    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
+    {"data", "head", "targets", "blend", "batch", "vocabulary", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
-    {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
+    {"machine", "memory", "models", "pen", "generate", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
     {
         "student",
         "teachers",
@@ -21,6 +21,7 @@ FLOORS = [
         "teacher_samples",
         "remembered",
         "rollouts",
+        "interleaved",
         "evaluate",
         "checkpoint",
         "trackers",

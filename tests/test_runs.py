@@ -250,6 +250,9 @@ def test_provenance_says_what_a_run_is_made_of(toy, tmp_path) -> None:
     facts = read_json(tmp_path / "run" / "provenance.json")
     assert facts["teacher"]["arithmetic"] == "float32" and facts["seed"] == 0
     assert facts["packages"]["torch"] == torch.__version__
+    assert {role: [each["name"] for each in found] for role, found in facts["licences"].items()} == {
+        "student": ["apache-2.0"], "teacher": ["apache-2.0"], "source": ["apache-2.0"],
+    }  # fmt: skip
     assert str(Path.home()) not in json.dumps(facts)
 
 

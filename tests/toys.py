@@ -82,7 +82,14 @@ def folder(path: Path, kind: str = "llama", seed: int = 0, template: str | None 
     """The same as a folder that can be named in a recipe."""
     network(kind, seed, **more).save_pretrained(path)
     tokenizer(template).save_pretrained(path)
+    licensed(path)
     return str(path)
+
+
+def licensed(path: Path, name: str = "apache-2.0") -> None:
+    """A card that says under what licence a folder and the files in it are, unless it has one: nobody learns from what has none."""
+    if not (path / "README.md").exists():
+        (path / "README.md").write_text(f"---\nlicense: {name}\n---\n")
 
 
 def opened(path: Path, kind: str = "llama", seed: int = 0, dtype: str = "float32", **more: object) -> Model:
@@ -102,6 +109,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
 
 
 def jsonl(path: Path, items: list[dict]) -> str:
-    """Rows as a file."""
+    """Rows as a file, in a folder with a licence."""
+    licensed(path.parent)
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     return str(path)
