@@ -112,10 +112,10 @@ class Order(Part):
 
     @property
     def licences(self) -> list[Licence]:
-        """Of all who write in it, and of what they are asked."""
+        """Of all who write or choose in it, and of what they are asked."""
         data = self.instruct.seeds if self.instruct else self.prompts
         assert data is not None
-        who = [*self.teacher, *([self.user] if self.user else [])]
+        who = [*self.teacher, *(each for each in (self.user, self.verifier) if each is not None)]
         found = [*(licence for each in who for licence in each.licences), *of_data(data.path)]
         return list(dict.fromkeys(found))
 

@@ -18,6 +18,7 @@ from limbeck.cli import app
 from limbeck.corpus import Order, write_corpus
 from limbeck.data import Data
 from limbeck.dialogue import Dialogues
+from limbeck.endpoint import Endpoint
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.files import read_json, read_jsonl
 from limbeck.instruct import Instruct
@@ -78,6 +79,13 @@ def test_a_judge_is_paid_and_recorded_once(prompts, tmp_path) -> None:
     assert len(ASKED) == 30 and set(ASKED.values()) == {1}
     write_corpus(judged(prompts, verifier=Judge(Teller("tellers:rambling", "another"))), tmp_path / "out")
     assert len(ASKED) == 50 and set(ASKED.values()) == {1}
+
+
+def test_a_judge_stands_under_terms_of_its_own(prompts, tmp_path) -> None:
+    judge = Judge(Endpoint("https://api.openai.com/v1", "m"))
+    with pytest.raises(RecipeError, match=r"provider api\.openai\.com"):
+        write_corpus(judged(prompts, verifier=judge), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not ASKED
 
 
 def test_a_judge_without_money_says_so_and_goes_on_with_more(prompts, tmp_path) -> None:
