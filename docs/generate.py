@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from limbeck.cli import app
 from limbeck.config import Part, plain, settings_of
-from limbeck.corpus import Order  # noqa: F401  # known as a part once it is read
+from limbeck.corpus import Teachers
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
@@ -88,6 +88,8 @@ def _asked_types(cls: type[Part]) -> dict[str, Any]:
 
 def _type(asked: Any) -> str:
     """A field's type as a writer of recipes reads it."""
+    if asked == Teachers:
+        return "`Teacher`, or a list of them"
     if asked == DataSets:
         return "`Data`, or a list of them"
     if asked == Names:

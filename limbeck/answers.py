@@ -3,13 +3,15 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from limbeck.config import plain
 from limbeck.data import Data, Row, messages_of, other_columns
 from limbeck.errors import DataError
+
+T = TypeVar("T")
 
 Finish = Literal["end", "length", "tools", "filter"]
 """Why an answer ended: by itself, cut at max_tokens, to call a tool, or withheld by a provider."""
@@ -95,39 +97,86 @@ class Bill:
         return Bill(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
 
 
+def arithmetic(parameters: float, tokens: int) -> float:
+    """FLOPs of reading or writing so many tokens: 2 for each parameter and token (arXiv 2408.16737, section 3)."""
+    return 2.0 * parameters * tokens
+
+
+Fits = Literal["now", "later", "never"]
+"""Whether something can be paid for: later, if what is under way takes less than was set aside for it."""
+
+
 class Purse:
-    """What may be spent, in US dollars and FLOPs: nothing begins that could pass a limit. Several threads may take from it."""
+    """What may be spent, in US dollars and FLOPs: nothing begins that could pass a limit. Several threads may take from it.
+
+    refused: whether something was asked for that never fitted.
+    """
 
     def __init__(self, usd: float | None = None, flops: float | None = None, spent: Bill | None = None) -> None:
         self.limit_usd, self.limit_flops = usd, flops
         self.spent, self.refused = spent or Bill(), False
-        self._held, self._lock = Bill(), threading.Lock()
+        self._held, self._under_way, self._lock = Bill(), 0, threading.Lock()
 
-    def take(self, worst: Bill) -> bool:
-        """Set aside what something may take at the most; False where that does not fit any more."""
+    def take(self, worst: Bill) -> Fits:
+        """Set aside what something may take at the most, if it fits now."""
         with self._lock:
-            usd = self.spent.usd + self._held.usd + worst.usd
-            flops = self.spent.flops + self._held.flops + worst.flops
-            fits = (self.limit_usd is None or usd <= self.limit_usd) and (self.limit_flops is None or flops <= self.limit_flops)
-            self._held = self._held + worst if fits else self._held
-            self.refused = self.refused or not fits
-            return fits
+            if not self._within(self.spent + worst):  # what is spent does not come back
+                self.refused = True
+                return "never"
+            if not self._within(self.spent + self._held + worst):
+                return "later"
+            self._held, self._under_way = self._held + worst, self._under_way + 1
+            return "now"
 
     def settle(self, worst: Bill, took: Bill) -> None:
         """Give back what was set aside, and pay what it took."""
         with self._lock:
             back = Bill(**{name: -value for name, value in vars(worst).items()})
-            self._held, self.spent = self._held + back, self.spent + took
+            self._under_way -= 1
+            self._held = self._held + back if self._under_way else Bill()  # sums are rounded, and nothing is nothing
+            self.spent = self.spent + took
+
+    def afford(self, asked: Iterable[tuple[T, Bill]]) -> Iterator[T | None]:
+        """Things in turn, each with the most it may take, as soon as that is set aside; ends at the first that never fits.
+
+        None says that the next has to wait until something under way is settled: ask again then.
+        """
+        for thing, worst in asked:
+            while (fits := self.take(worst)) != "now":
+                if fits == "never":
+                    return
+                yield None
+            yield thing
+
+    @property
+    def limits(self) -> str:
+        """What may be spent, by the names of the settings."""
+        given = {"budget_usd": self.limit_usd, "budget_flops": self.limit_flops}
+        return ", ".join(f"{name}={limit:g}" for name, limit in given.items() if limit is not None)
+
+    def _within(self, bill: Bill) -> bool:
+        usd, flops = self.limit_usd, self.limit_flops
+        return (usd is None or bill.usd <= usd) and (flops is None or bill.flops <= flops)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An answer that is asked for: to which question, which of its samples, and what was set aside for it."""
+
+    question: Question
+    sample: int
+    worst: Bill
 
 
 @dataclass(frozen=True)
 class Given:
-    """An answer that has come: to which question, which of its samples, and what it took."""
+    """An answer that has come: to which question, which of its samples, what it took, and the name of who gave it, where one is known."""
 
     question: Question
     sample: int
     answer: Answer
     bill: Bill
+    by: str = ""
 
 
 Told = Callable[[int], None]

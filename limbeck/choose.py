@@ -137,30 +137,43 @@ class Tally:
 class Kept:
     """An answer that was chosen, and its reward where a verifier gave one."""
 
-    question: Question
-    answer: Answer
+    given: Given
     reward: float | None
+
+    @property
+    def question(self) -> Question:
+        """What was asked."""
+        return self.given.question
+
+    @property
+    def answer(self) -> Answer:
+        """What was answered."""
+        return self.given.answer
 
 
 WHOLE = {"length": "cut by length", "filter": "withheld"}
 """Why an answer is not whole, by how it ended."""
 
 
+def fault(answer: Answer) -> str:
+    """Why an answer is not whole; nothing where it is."""
+    return WHOLE.get(answer.finish) or ("" if answer.text.strip() or answer.tool_calls else "empty")
+
+
 def selected(given: Sequence[Given], choice: Choice, verifier: Verifier | None, tally: Tally) -> list[Kept]:
     """The answers that are kept, in their order; answers to one question stand together. Cut, withheld and empty ones are dropped first."""
     whole = list[Given]()
     for each in given:
-        answer = each.answer
-        why = WHOLE.get(answer.finish) or ("" if answer.text.strip() or answer.tool_calls else "empty")
+        why = fault(each.answer)
         tally.drop(why) if why else whole.append(each)
-    rewards = _rewards(whole, verifier)
+    rewards = rewarded(whole, verifier)
     pairs = zip(whole, rewards, strict=True)
     found = list[Kept]()
     for _, several in groupby(pairs, key=lambda pair: pair[0].question.key):
         group = list(several)
         candidates = [Candidate(each.answer, reward, verifier.said(each.answer.text) if verifier else None) for each, reward in group]
         places = choice.choose(candidates)
-        found += [Kept(group[n][0].question, group[n][0].answer, group[n][1]) for n in places]
+        found += [Kept(*group[n]) for n in places]
         for n in set(range(len(group))) - set(places):
             reward = candidates[n].reward
             refused = choice.needs == "reward" and reward is not None and not reward > choice.above
@@ -169,7 +182,8 @@ def selected(given: Sequence[Given], choice: Choice, verifier: Verifier | None, 
     return found
 
 
-def _rewards(given: Sequence[Given], verifier: Verifier | None) -> list[float | None]:
+def rewarded(given: Sequence[Given], verifier: Verifier | None) -> list[float | None]:
+    """What a verifier gives each answer, where there is one."""
     if verifier is None:
         return [None] * len(given)
     rows = [{**each.question.row, "prompt": asked_of(each.question.row)} for each in given]

@@ -184,13 +184,19 @@ def cache(
 
 @app.command()
 def write(
-    teacher: Annotated[str, typer.Option(help="Who answers: hub name, folder, GGUF file, or the URL of a server up to /v1.")],
-    prompts: Annotated[str, typer.Option(help="What is asked (JSONL, Parquet, hub name).")],
+    teacher: Annotated[list[str], typer.Option(help="Who answers: hub name, folder, GGUF file, the URL of a server up to /v1, or "
+                                                    "'Endpoint(\"URL\", \"MODEL\", usd_in=1, usd_out=4)'; several share a budget.")],
     out: Annotated[Path, typer.Option("--out", help="The folder of the corpus; the same command goes on where it stopped.")],
+    prompts: Annotated[str | None, typer.Option(help="What is asked (JSONL, Parquet, hub name).")] = None,
+    seeds: Annotated[str | None, typer.Option(help="In place of prompts: tasks of which the teacher makes others first (self-instruct).")] = None,
+    instruct: Annotated[int | None, typer.Option(help="With seeds: how many.")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
     keep: Annotated[str, typer.Option(help="Which of them: all, verified, best:2, majority, mbr.")] = "all",
     verifier: Annotated[str | None, typer.Option(help="Says how good an answer is: Number, 'Regex(\"^yes\")', module:function.")] = None,
     above: Annotated[float, typer.Option(help="What a reward must pass, for verified and best.")] = 0.0,
+    turns: Annotated[int, typer.Option(help="Answers in a dialogue: what is kept goes on, with a user who is played.")] = 1,
+    user: Annotated[str | None, typer.Option(help="Who plays the user, given as a teacher is; by default the teacher.")] = None,
+    persona: Annotated[str | None, typer.Option(help="Who the user is, in a sentence or two.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Of an answer; those that are cut there are dropped.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Of the likeliest tokens, this much probability is drawn from.")] = 1.0,
@@ -198,42 +204,31 @@ def write(
     against: Annotated[list[str] | None, typer.Option(help="A test set that no row may overlap with; may be given several times.")] = None,
     similarity: Annotated[float, typer.Option(help="Rows more alike than this are near duplicates; 1 keeps all but the same.")] = 0.8,
     reasoning: Annotated[str, typer.Option(help="What was thought before an answer: apart (a column) or inline (taught).")] = "apart",
-    model: Annotated[str | None, typer.Option(help="On a server: the model's name there.")] = None,
+    model: Annotated[str | None, typer.Option(help="On the server of a URL: the model's name there.")] = None,
     key_env: Annotated[str | None, typer.Option(help="On a server: the environment variable with the key.")] = None,
     concurrency: Annotated[int, typer.Option(help="On a server: calls at once.")] = 8,
     usd_in: Annotated[float, typer.Option(help="On a server: US dollars for a million tokens read.")] = 0.0,
     usd_out: Annotated[float, typer.Option(help="On a server: US dollars for a million tokens written.")] = 0.0,
     budget_usd: Annotated[float | None, typer.Option(help="US dollars that the folder may cost in all.")] = None,
-    budget_flops: Annotated[float | None, typer.Option(help="FLOPs of local writing that the folder may take in all.")] = None,
+    budget_flops: Annotated[float | None, typer.Option(help="FLOPs that the folder may take in all.")] = None,
+    pilot: Annotated[int, typer.Option(help="Of several teachers: so many prompts tell how they share the budget.")] = 32,
+    pilot_samples: Annotated[int, typer.Option(help="Answers of each of them to each of these, and the most to any prompt.")] = 8,
+    measure: Annotated[str, typer.Option(help="What is to be most: diversity (of right answers) or coverage (prompts with one).")] = "diversity",
+    sound: Annotated[str | None, typer.Option(help="A second verifier: which right answers are sound.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the teacher's arithmetic: auto, float32 or bfloat16.")] = "auto",
     accept_license: Accepted = None,
 ) -> None:  # fmt: skip
     """Let a teacher answer prompts, choose among its answers, and keep them as a corpus to learn from."""
-    from limbeck.config import build
-    from limbeck.corpus import Order, write_corpus
-    from limbeck.data import Data
-    from limbeck.decoding import Sampling
-    from limbeck.endpoint import Endpoint
-    from limbeck.teachers import Local, Teacher
-    from limbeck.verifiers import Verifier
+    asked = dict(locals())
+    from limbeck.corpus import write_corpus
+    from limbeck.ordered import order_of
 
-    chosen: Any = {"template": template, "dtype": dtype, "reasoning": reasoning}
-    served = teacher.startswith(("http://", "https://"))
-    if served != (model is not None):
-        raise RecipeError("a server's URL as --teacher and the name of a --model on it go together; give both, or a local model alone")
-    who: Teacher = Local(teacher, dtype=chosen["dtype"])
-    if model is not None:
-        who = Endpoint(teacher, model, key_env=key_env, concurrency=concurrency, usd_in=usd_in, usd_out=usd_out)
-    judge = None if verifier is None else build(verifier, Verifier)  # pyright: ignore[reportAbstractUsage]
-    order = Order(
-        who, Data(prompts, template=chosen["template"]), samples, Sampling(max_tokens, temperature, top_p),
-        keep, judge, above, [Data(path) for path in against or []], similarity, chosen["reasoning"], budget_usd, budget_flops, seed,
-        accept_license or [],
-    )  # fmt: skip
-    card = write_corpus(order, out)
-    figures = [("prompts", card.prompts), ("answers", card.answers), *card.dropped.items(), ("kept", card.rows)]
-    _table(["corpus", str(out)], [[name, f"{count:,}"] for name, count in figures])
+    card = write_corpus(order_of(**asked), out)
+    _table(["corpus", str(out)], [[name, f"{count:,}"] for name, count in card.counts()])
+    if card.pilot:
+        _table(*card.pilot.table())
+        print(card.pilot)
     print(f"{card.took.completion_tokens:,} tokens, {card.took.flops:.3g} FLOPs, {card.took.usd:.4f} US dollars; {card.ended}")
 
 

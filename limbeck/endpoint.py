@@ -33,7 +33,8 @@ class Endpoint(Teacher):
     base_url: up to /v1. top: of so many outcomes of each token the probability is asked, beside the token's own; vLLM allows
     20 unless started with --max-logprobs; 0 asks of the token alone. tokenizer: hub name or folder of the model's, where
     `model`, its name on the server, is none. key_env: the environment variable that holds the key. concurrency: calls at
-    once. seconds: for one call. usd_in, usd_out: US dollars for a million tokens read and written.
+    once. seconds: for one call. usd_in, usd_out: US dollars for a million tokens read and written. parameters: how many the
+    model has, for FLOPs, where it has a size and no price.
 
     What the server scores stays at temperature 1. Of a sum of rounded probabilities that passes 1 the tail is empty: both
     are within ROUNDING_NATS of the truth. A head's padding beyond the vocabulary counts as tail, where `Local` cuts it away.
@@ -48,6 +49,7 @@ class Endpoint(Teacher):
     seconds: float = 120.0
     usd_in: float = 0.0
     usd_out: float = 0.0
+    parameters: float = 0.0
 
     _server: Any = live()
     _vocabulary: Any = live()
@@ -58,6 +60,19 @@ class Endpoint(Teacher):
             raise RecipeError(f"Endpoint needs top >= 0 and concurrency >= 1, found {self.top} and {self.concurrency}")
         if not 0 < self.seconds < math.inf:
             raise RecipeError(f"Endpoint.seconds must be above 0 and finite, found {self.seconds}")
+        if not 0 <= min(self.usd_in, self.usd_out, self.parameters) <= max(self.usd_in, self.usd_out, self.parameters) < math.inf:
+            found = f"{self.usd_in}, {self.usd_out} and {self.parameters}"
+            raise RecipeError(f"Endpoint's usd_in, usd_out and parameters must be at least 0 and finite, found {found}")
+
+    @property
+    def name(self) -> str:
+        """The model's on the server."""
+        return self.model
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Where a price or a size is known."""
+        return frozenset(unit for unit, known in {"usd": self.usd_in or self.usd_out, "flops": self.parameters}.items() if known)
 
     @property
     def says(self) -> frozenset[str]:
@@ -92,7 +107,7 @@ class Endpoint(Teacher):
         """
         made = self.fresh()
         made._server = Server(self.base_url, self.model, key_env=self.key_env, concurrency=self.concurrency,
-                              seconds=self.seconds, usd_in=self.usd_in, usd_out=self.usd_out)  # fmt: skip
+                              seconds=self.seconds, usd_in=self.usd_in, usd_out=self.usd_out, parameters=self.parameters)  # fmt: skip
         made._longest = made._longest_sequence()
         if student is not None:
             made._vocabulary = made._own_vocabulary()

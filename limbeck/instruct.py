@@ -18,6 +18,7 @@ import numpy as np
 from limbeck.answers import Answer, Bill, Given, Question
 from limbeck.config import Part, part
 from limbeck.data import Data, Row, asked_of
+from limbeck.decoding import Sampling
 from limbeck.errors import DataError, RecipeError
 from limbeck.overlap import words
 
@@ -75,7 +76,7 @@ class Instruct(Part):
     seeds: rows with `prompt`, a dialogue, or `instruction` with `instances` or `input`. examples: tasks that are shown, `made` of
     them by the teacher itself once there are any. new: tasks asked for in one answer; answers: in one round. similarity: ROUGE-L
     from which a task is no longer new. shortest, longest: in words between spaces. refused: words that no task may have, in any
-    case. What a round asks is a function of the seeds, seed, examples, made, new, answers and what was answered before.
+    case. sampling: of those who ask. What a round asks is a function of the seeds, seed, examples, made, new, answers and what was answered before.
     """
 
     seeds: Data
@@ -90,6 +91,7 @@ class Instruct(Part):
     refused: list[str] = field(default_factory=lambda: list(REFUSED))
     rounds: int = 1000
     seed: int = 0
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=1024))
 
     def __post_init__(self) -> None:
         for name in ("count", "new", "answers", "shortest", "rounds"):
@@ -104,16 +106,18 @@ class Instruct(Part):
         if not 0 <= self.seed < 2**31:
             raise RecipeError(f"Instruct.seed must lie between 0 and 2^31, found {self.seed}")
 
-    def run(self, ask: Ask, made_by: str) -> Instructed:
+    def run(self, ask: Ask, made_by: str, told: Callable[[int], None] = lambda tasks: None) -> Instructed:
         """Round after round until there are `count`, a round could not be paid for whole, or nothing new comes.
 
-        made_by: the teacher's name, for the rows. Asked again, with the same answers, it makes the same. Raises DataError.
+        made_by: the teacher's name, for the rows. told: called with how many a round has made. Asked again, with the same answers,
+        it makes the same. Raises DataError.
         """
         work = _Work(self, seed_tasks(self.seeds))
         barren, number = 0, 0
         while number < self.rounds and barren < DRY_ROUNDS:
             before, whole = len(work.rows), work.round(number, ask, made_by)
             number += 1
+            told(len(work.rows) - before)
             barren = 0 if len(work.rows) > before else barren + 1
             if len(work.rows) == self.count or not whole:
                 return work.done(number, "count" if len(work.rows) == self.count else "purse")

@@ -28,6 +28,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             self._before = {number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)}
+            _in_force.append(self)
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -35,6 +36,7 @@ class Interrupts:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
+        _in_force[:] = [each for each in _in_force if each is not self]
 
     def _heard(self, number: int, frame: object) -> None:
         if self.asked is not None:
@@ -57,3 +59,12 @@ class Interrupts:
         finally:
             self._held -= 1
         self.check()
+
+
+_in_force: list[Interrupts] = []
+"""Signals come to the whole process, so those whose block lasts are known to all of it."""
+
+
+def in_force() -> Interrupts:
+    """Those that hear the signals now; where nobody does, some that are never asked."""
+    return _in_force[-1] if _in_force else Interrupts(patient=False)

@@ -1,7 +1,8 @@
 """Models that say what a completion is worth: a reward model, or any teacher that is asked for a mark."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from limbeck.answers import Purse, Question
@@ -48,8 +49,12 @@ class Judge(Verifier):
         """The teacher alive."""
         return type(self)(self.teacher.writing(), self.criterion, self.best, self.tries, self.max_tokens)
 
+    def through(self, wrap: Callable[[Any], Any]) -> "Judge":
+        """The same, asking a wrapped teacher."""
+        return replace(self, teacher=wrap(self.teacher))
+
     def judge(self, completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[float]:
-        """The marks, each completion asked about once, alike ones together."""
+        """The marks, each completion asked about once, alike ones together. Raises RecipeError where a budget ends before."""
         data = Data(path="a judge's questions", template="auto")
         asked = [Question({"prompt": self.question(completion, row)}, data) for completion, row in zip(completions, rows, strict=True)]
         left, marks = {question.key: question for question in asked}, dict[str, float]()
@@ -57,12 +62,17 @@ class Judge(Verifier):
         for number in range(self.tries):
             sampling = Sampling(self.max_tokens, temperature=0.0 if number == 0 else 1.0)
             again = [question.only((number,)) for question in left.values()]
+            unpaid = len(again)
             for given in self.teacher.answers(again, sampling, Purse()):
+                unpaid -= 1
                 if (mark := self.mark(given.answer.text)) is None:
                     last = given.answer.text
                 else:
                     marks[given.question.key] = mark
                     del left[given.question.key]
+            if unpaid:
+                raise RecipeError(f"the budget was spent before the judge had marked all: {unpaid} of {len(asked)} answers are left; raise it, and "
+                                  "give the same command again: what was paid for is kept")  # fmt: skip
         if left:
             raise EndpointError(f"the judge gave {len(left)} of {len(asked)} answers no mark from 0 to {self.best} in {self.tries} tries; it said "
                                 f"{last[:80]!r}; take a stronger judge, or a verifier")  # fmt: skip

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -55,16 +55,8 @@ class Ledger:
         with self._one_line():
             self._open.execute(f"INSERT INTO answers (writer, question, sample, answer, {BILL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def answered(self, writer: str) -> set[tuple[str, int]]:
-        """(question, sample) of all that this writer has answered."""
-        with self._one_line():
-            return set(self._open.execute("SELECT question, sample FROM answers WHERE writer = ?", (writer,)))
-
-    def given(self, writer: str, questions: Sequence[Question]) -> list[Given]:
-        """What this writer has answered of these questions, in their order."""
-        return [found for question in questions for found in self._of(writer, question)]
-
-    def _of(self, writer: str, question: Question) -> list[Given]:
+    def given(self, writer: str, question: Question) -> list[Given]:
+        """What this writer has answered of a question's samples, in their order."""
         with self._one_line():
             asked = f"SELECT sample, answer, {BILL} FROM answers WHERE writer = ? AND question = ? ORDER BY sample"
             rows: list[tuple[Any, ...]] = self._open.execute(asked, (writer, question.key)).fetchall()

@@ -28,6 +28,11 @@ class Progress:
         elif time.monotonic() - self.shown > LINE_SECONDS:
             self._line()
 
+    def skip(self, steps: int) -> None:
+        """Say that so many steps were done before: they tell nothing about how fast this goes."""
+        self._start += steps
+        self.advance(steps)
+
     def _status(self) -> str:
         seconds = time.monotonic() - self.began
         rate = f"{self.tokens / seconds:,.0f} tokens/s" if self.tokens and seconds > 0 else ""

@@ -5,13 +5,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from limbeck.answers import Answer, Bill, Finish, Given, Purse, Question, Told, parted
+from limbeck.answers import Answer, Bill, Draw, Finish, Given, Purse, Question, Told, arithmetic, parted
 from limbeck.decoding import Sampling
 from limbeck.errors import EndpointError, LimbeckError, did_you_mean
+from limbeck.interrupt import in_force
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +20,8 @@ R = TypeVar("R")
 FINISH: dict[str, Finish] = {"stop": "end", "length": "length", "tool_calls": "tools", "content_filter": "filter"}
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses that may be others a moment later."""
+LOOK_SECONDS = 0.1
+"""So often those who wait for calls look whether they are to stop."""
 
 
 class Server:
@@ -26,13 +29,14 @@ class Server:
 
     key_env: the environment variable with the key; none is needed on this machine. seconds: for one call. tries: of one
     call; between them it waits as long as the server asks, else `wait_seconds`, doubled each time, up to a minute.
-    usd_in, usd_out: US dollars for a million tokens. A response that is cut, malformed or of another model counts as failed.
+    usd_in, usd_out: US dollars for a million tokens. parameters: of the model, for FLOPs. A response that is cut, malformed or
+    of another model counts as failed.
     """
 
     def __init__(self, base_url: str, model: str, key_env: str | None = None, concurrency: int = 8, seconds: float = 120.0, tries: int = 8,
-                 usd_in: float = 0.0, usd_out: float = 0.0, wait_seconds: float = 0.5) -> None:  # fmt: skip
+                 usd_in: float = 0.0, usd_out: float = 0.0, parameters: float = 0.0, wait_seconds: float = 0.5) -> None:  # fmt: skip
         self.base_url, self.model, self.concurrency, self.tries = base_url.rstrip("/"), model, concurrency, tries
-        self.usd_in, self.usd_out, self.wait_seconds = usd_in, usd_out, wait_seconds
+        self.usd_in, self.usd_out, self.parameters, self.wait_seconds = usd_in, usd_out, parameters, wait_seconds
         self._reported: str | None = None
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._client = _client(self.base_url, _key(self.base_url, key_env), seconds)
@@ -93,58 +97,67 @@ class Server:
         except (openai.OpenAIError, KeyError, TypeError):
             return "; see to base_url and model"
 
-    def each(self, jobs: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
-        """Do jobs side by side, each result as it comes; jobs are taken as threads fall free.
+    def each(self, jobs: Iterable[T | None], work: Callable[[T], R], stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[T, R]]:
+        """Do jobs side by side, each result as it comes. Jobs are taken as there is room; None says that there is none until a result has come.
 
-        Where one fails, no more are begun, those under way are given, and then the failure is raised.
+        Where one fails, no more are begun, those under way are given, and then the failure is raised. stop: the same without a
+        failure, from when it is true on; then nothing is tried again either, and what fails so is not told.
         """
         self._closing.clear()
-        waiting, failed = iter(jobs), list[BaseException]()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            going = dict[Future[R], T]()
-            try:
-                while True:
-                    while not failed and len(going) < self.concurrency and (job := next(waiting, _NONE)) is not _NONE:
-                        going[pool.submit(work, job)] = job  # pyright: ignore[reportArgumentType]
-                    if not going:
-                        break
-                    for done in wait(going, return_when=FIRST_COMPLETED).done:
-                        job = going.pop(done)
-                        if (error := done.exception()) is not None:
-                            failed.append(error)
-                        else:
-                            yield job, done.result()
-            finally:
-                self._closing.set()  # nobody waits for another try of what nobody will hear
-        if failed:
+        waiting, failed, going = iter(jobs), list[BaseException](), dict[Future[R], T]()
+        try:
+            while True:
+                if stopping := stop():
+                    self._closing.set()
+                while not failed and not stopping and len(going) < self.concurrency and (job := next(waiting, None)) is not None:
+                    going[_begun(work, job)] = job
+                if not going:
+                    break
+                for done in wait(going, LOOK_SECONDS, FIRST_COMPLETED).done:
+                    job = going.pop(done)
+                    if (error := done.exception()) is not None:
+                        failed.append(error)
+                    else:
+                        yield job, done.result()
+        finally:
+            self._closing.set()  # nobody waits for another try of what nobody will hear
+        if failed and not stopping:
             raise failed[0]
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Answer each question as often as it wants, one call an answer; ends early when the purse refuses.
 
-        Raises EndpointError where dollars are limited and no price is known, or the server reports another model on the way.
+        A signal waits for the calls under way, which are paid for. Raises EndpointError where there is a limit and no price is
+        known in its unit, or the server reports another model on the way.
         """
-        if purse.limit_usd is not None and not (self.usd_in or self.usd_out):
-            raise EndpointError(f"a budget in US dollars needs the price of {self.model}; give usd_in and usd_out for a million tokens")
-        for (question, sample, worst), (answer, bill) in self.each(
-            self._paid(questions, sampling, purse), lambda job: self._answer(job[0], job[1], sampling)
-        ):
-            purse.settle(worst, bill)
-            told(bill.completion_tokens)
-            yield Given(question, sample, answer, bill)
+        self._see_priced(purse)
+        with (interrupts := in_force()).held():
+            draws = purse.afford((draw, draw.worst) for draw in self._draws(questions, sampling))
+            for draw, (answer, bill) in self.each(draws, lambda draw: self._answer(draw, sampling), lambda: interrupts.asked is not None):
+                purse.settle(draw.worst, bill)
+                told(bill.completion_tokens)
+                yield Given(draw.question, draw.sample, answer, bill)
 
-    def _paid(self, questions: Iterable[Question], sampling: Sampling, purse: Purse) -> Iterator[tuple[Question, int, Bill]]:
-        """What is still to be asked, as long as it can be paid for. A prompt has no more tokens than bytes, and a few for its frame."""
+    def _see_priced(self, purse: Purse) -> None:
+        priced, sized = purse.limit_usd is not None and (self.usd_in or self.usd_out), purse.limit_flops is not None and self.parameters
+        if purse.limits and not priced and not sized:
+            needs = "the price of {}; give usd_in and usd_out for a million tokens" if purse.limit_usd else "the size of {}; give its parameters"
+            raise EndpointError(f"a budget ({purse.limits}) needs {needs.format(self.model)}")
+
+    def _draws(self, questions: Iterable[Question], sampling: Sampling) -> Iterator[Draw]:
+        """What is to be asked, and what it may cost: a prompt has no more tokens than bytes, and a few for its frame."""
         for question in questions:
             size = len(str(question.messages or question.row["prompt"]).encode()) + 64
-            worst = Bill(usd=(self.usd_in * size + self.usd_out * sampling.max_tokens) / 1e6)
-            for sample in question.samples:
-                if not purse.take(worst):
-                    return
-                yield question, sample, worst
+            worst = self._bill(size, sampling.max_tokens)
+            yield from (Draw(question, sample, worst) for sample in question.samples)
 
-    def _answer(self, question: Question, sample: int, sampling: Sampling) -> tuple[Answer, Bill]:
-        body = _body(question, sample, sampling, self.model)
+    def _bill(self, read: int, written: int, seconds: float = 0.0) -> Bill:
+        usd = (self.usd_in * read + self.usd_out * written) / 1e6
+        return Bill(read, written, usd, arithmetic(self.parameters, read + written), seconds)
+
+    def _answer(self, draw: Draw, sampling: Sampling) -> tuple[Answer, Bill]:
+        question = draw.question
+        body = _body(question, draw.sample, sampling, self.model)
         began = time.monotonic()
 
         def read(found: dict[str, Any]) -> tuple[Answer, int, int]:
@@ -153,8 +166,7 @@ class Server:
             return _read(choice), int(found["usage"]["prompt_tokens"]), int(found["usage"]["completion_tokens"])
 
         answer, asked, written = self.post("completions" if question.messages is None else "chat/completions", body, read)
-        usd = (self.usd_in * asked + self.usd_out * written) / 1e6
-        return answer, Bill(asked, written, usd=usd, seconds=time.monotonic() - began)
+        return answer, self._bill(asked, written, time.monotonic() - began)
 
     def _same_model(self, reported: str) -> None:
         with self._lock:
@@ -164,7 +176,18 @@ class Server:
                                     "name one version as the model")  # fmt: skip
 
 
-_NONE: Any = object()
+def _begun(work: Callable[[T], R], job: T) -> "Future[R]":
+    """A job in a thread of its own, for which the end of the process does not wait: a second signal ends it at once."""
+    future = Future[R]()
+
+    def run() -> None:
+        try:
+            future.set_result(work(job))
+        except BaseException as error:  # whatever it is, somebody waits for it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _client(base_url: str, key: str, seconds: float) -> Any:

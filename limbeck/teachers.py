@@ -20,7 +20,7 @@ from limbeck.licences import Licence, from_plain, of_model, of_recorded
 from limbeck.licensed import Licensed
 from limbeck.machine import Opening, Precision
 from limbeck.places import fingerprint
-from limbeck.privacy import expanded
+from limbeck.privacy import expanded, shareable
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
 from limbeck.vocabulary import prove_traits
@@ -58,6 +58,16 @@ class Teacher(Licensed, ABC):
     def load(self, student: Student) -> Self:
         """The teacher alive, for this student."""
         return self
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and columns."""
+        return type(self).__name__
+
+    @property
+    def units(self) -> frozenset[str]:
+        """In which units of a budget its answers may cost something: "usd", "flops"."""
+        return frozenset({"usd", "flops"})
 
     @property
     def opened(self) -> "Model | None":
@@ -139,6 +149,16 @@ class Local(Teacher):
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return shareable(self.model)
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Arithmetic alone."""
+        return frozenset({"flops"})
 
     @property
     def opened(self) -> "Model":

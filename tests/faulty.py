@@ -16,9 +16,9 @@ FAULTS = ("drop", "half", "429", "500", "slow", "no json", "null", "no usage", "
 class Faulty(ThreadingHTTPServer):
     """Counts what it was asked, what it delivered whole, and how many were at it at once."""
 
-    def __init__(self, faults: Sequence[str], share: float, models: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], share: float, models: Sequence[str], pause: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.faults, self.share, self.models = faults, share, models
+        self.faults, self.share, self.models, self.pause = faults, share, models, pause
         self.asked, self.delivered, self.made = Counter[str](), Counter[str](), Counter[str]()
         self.tokens, self.at_once, self.most = 0, 0, 0
         self.lock, self.draw = threading.Lock(), random.Random(0)
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        time.sleep(0.8 if fault == "slow" else 0.001)
+        time.sleep(0.8 if fault == "slow" else self.server.pause)
         model = self.server.models[-1 if self.server.asked.total() > 50 else 0]
         whole = {"model": model, "usage": {"prompt_tokens": 7, "completion_tokens": 3},
                  "choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": f"re: {name}"}}]}  # fmt: skip
@@ -90,9 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(faults: Sequence[str] = FAULTS, share: float = 0.0, models: Sequence[str] = ("toy",)) -> Generator[Faulty]:
-    """Serve for as long as the block lasts."""
-    with Faulty(faults, share, models) as server:
+def faulty(faults: Sequence[str] = FAULTS, share: float = 0.0, models: Sequence[str] = ("toy",), pause: float = 0.001) -> Generator[Faulty]:
+    """Serve for as long as the block lasts. pause: before an answer, in seconds."""
+    with Faulty(faults, share, models, pause) as server:
         server.handle_error = lambda *about: None  # type: ignore[method-assign]  # a caller that has gone is no error here
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:

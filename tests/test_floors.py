@@ -19,6 +19,7 @@ FLOORS = [
         "cache",
         "sources",
         "teacher_samples",
+        "remembered",
         "rollouts",
         "interleaved",
         "evaluate",
@@ -26,7 +27,7 @@ FLOORS = [
         "trackers",
         "run",
     },
-    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
+    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
