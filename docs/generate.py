@@ -232,7 +232,8 @@ def block(name: str) -> str:
         "methods": methods, "signatures": signatures, "refusals": refusals,
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
-        "cache_students": measured.cache_students,
+        "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
+        "across_tokenizers": measured.across_tokenizers,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

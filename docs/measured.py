@@ -137,3 +137,53 @@ def cache_students() -> str:
     columns = ["learnt from", "seeds", "held-out KL, nats", "times the full teacher's, by seed", "ECE, % (if calibrated)",
                "ECE against the teacher, %",                "surer than the teacher, points"]  # fmt: skip
     return table(columns, rows)
+
+
+def writing() -> str:
+    """Local writing beside transformers'."""
+    found = results("writing")
+    dtypes = [each for each in ("bfloat16", "float32") if each in found]
+    rows = [
+        [dtype, LOADS[load], who, f"{rate['median']:.0f}", f"{times['median']:.2f} ({times['min']:.2f} to {times['max']:.2f})" if who == "ours" else ""]
+        for dtype in dtypes
+        for load in LOADS
+        if load in found[dtype]
+        for times in [found[dtype][load]["times"]]
+        for who, rate in found[dtype][load]["tokens_per_second"].items()
+    ]
+    shared = [
+        [dtype, what, f"{took['median']:.2f}"] for dtype in dtypes for what, took in found[dtype]["shared_prompts"]["seconds"].items()
+    ]
+    limit = found["bfloat16"]["limit"]
+    said = f"A step of 32 rows takes {1e3 * limit['step_seconds']:.0f} ms in bfloat16, of which products of that many rows alone would take "
+    tables = [
+        table(["arithmetic", "load", "who", "tokens/s", "times the faster of theirs (rounds)"], rows),
+        table(["arithmetic", "64 prompts of 200 tokens, one token each", "seconds"], shared),
+        f"{said}{1e3 * limit['products_seconds']:.0f} ms ({100 * limit['share']:.0f} %).",
+    ]
+    return "\n\n".join([*tables, _machine(found)])
+
+
+LOADS = {"equal": "equal lengths", "real": "real answers"}
+
+
+def endpoint_agreement() -> str:
+    """Scores and greedy text of a server beside those of the same model here."""
+    found = results("endpoint_agreement")
+    rows = [
+        [dtype, f"{apart['mean']:.2g}", f"{apart['p99']:.2g}", f"{greedy['same']} of {greedy['answers']}", f"{greedy['widest_float32']:.2f}"]
+        for dtype in ("bfloat16", "float32")
+        for apart, greedy in [(found[dtype]["scores"]["tokens_apart"]["server and here"], found[dtype]["greedy"])]
+    ]
+    columns = ["arithmetic", "nats apart, mean", "99th percentile", "greedy answers the same", "where others part, at most apart in float32, nats"]
+    return f"{table(columns, rows)}\n\n{found['server']}, {found['float32']['scores']['tokens']:,} tokens. {_machine(found)}"
+
+
+def across_tokenizers() -> str:
+    """A student with another tokenizer, taught by text."""
+    found = results("across_tokenizers")
+    before, own = found["seeds"][0]["before"], found["after"]
+    shown = {"student before": before, "its tokens' frequencies alone": found["frequencies"],
+             "student taught by text": {"bits_a_byte": own["mean"], "interval": own["interval_over_seeds"]}, "teacher": found["teacher"]}  # fmt: skip
+    rows = [[name, f"{each['bits_a_byte']:.3f}", f"{each['interval'][0]:.3f} to {each['interval'][1]:.3f}"] for name, each in shown.items()]
+    return table(["on the teacher's answers to other prompts", "bits a byte", "95 % interval"], rows)
