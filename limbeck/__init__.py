@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.generate import Sampling as Sampling
+    from limbeck.guidance import Guided as Guided
+    from limbeck.guidance import Itself as Itself
+    from limbeck.guidance import Privileged as Privileged
     from limbeck.methods import distillm as distillm
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
@@ -65,6 +68,7 @@ _WHERE = {
     "errors": "LimbeckError",
     "evaluate": "Likelihood",
     "generate": "Sampling",
+    "guidance": "Guided Itself Privileged",
     "methods": "distillm gkd gkd_rl kd on_policy sft",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",

@@ -5,7 +5,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from limbeck import endpoint, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import endpoint, guidance, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
@@ -16,7 +16,7 @@ from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
 from limbeck.sources import Share, Source
 from limbeck.student import Student
-from limbeck.teachers import Local, Silent, Teacher
+from limbeck.teachers import Silent, Teacher
 
 
 @part
@@ -179,12 +179,17 @@ def _nobody_writes(term: Term, recipe: Recipe) -> str | None:
 
 def _itself(term: Term, recipe: Recipe) -> str | None:
     teacher, student = recipe.teacher, recipe.student
-    if not isinstance(teacher, Local) or not all(isinstance(each, Divergence) for each in recipe.objective.terms):
-        return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
-    if teacher.model == student.model and student.lora is None and teacher.quantization is None:
+    if term.needs and teacher.echoes == guidance.ITSELF:
         return (
-            f"the teacher {teacher.model} is the student itself and says the same, so {term.name} has no gradient; "
-            "name an older generation or another model"
+            f"the teacher is the student as it is now and says the same, so {term.name} has no gradient; "
+            'let it say more than the student: Privileged("@student", hint), or Guided("@student", scale) with a scale other than 1'
+        )
+    if not all(isinstance(each, Divergence) for each in recipe.objective.terms):
+        return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
+    if teacher.echoes == student.model and student.lora is None:
+        return (
+            f"the teacher {teacher.echoes} is the student itself and says the same, so {term.name} has no gradient; "
+            "name an older generation or another model, or give it a hint: Privileged(model, hint)"
         )
     return None
 

@@ -157,8 +157,8 @@ def _teachers_share(testing: _Testing, objective: Objective, student: Student, t
 
 
 def _same_weights(student: Student, teacher: Teacher) -> bool:
-    """Whether the teacher's weights are the student's, read in the teacher's dtype."""
-    if teacher.opened is None or is_sharded():
+    """Whether the teacher says what its weights say, and they are the student's, read in the teacher's dtype."""
+    if teacher.opened is None or teacher.echoes is None or is_sharded():
         return False
     mine, theirs = student.live.causal.state_dict(), teacher.opened.causal.state_dict()
     return mine.keys() == theirs.keys() and all(

@@ -138,3 +138,9 @@ def sampled_reverse_kl(tokens: NDArray[np.int64], z: Array, s: Array) -> Answer:
     slope = -c[:, None] * np.exp(lq)
     slope[rows, tokens] += c
     return c, slope
+
+
+def guided(z: Array, u: Array, scale: float) -> Array:
+    """Log-probabilities of guidance: `log p(y|x,c) + (w - 1) [log p(y|x,c) - log p(y|x)]`, renormalised; z with the prompt, u without."""
+    lp, lu = log_softmax(z), log_softmax(u)
+    return log_softmax(lp + (scale - 1) * (lp - lu))

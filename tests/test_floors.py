@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards"},
-    {"data", "head", "targets", "blend", "batch", "vocabulary", "answers", "ledger", "licences", "sandbox", "readings"},
+    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "sandbox", "readings"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
     {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
-    {"student", "teachers", "endpoint", "judges", "cache", "sources", "teacher_samples", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
+    {"student", "teachers", "guidance", "endpoint", "judges", "cache"}
+    | {"sources", "teacher_samples", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
