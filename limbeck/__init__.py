@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from limbeck.objective import PolicyGradient as PolicyGradient
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
+    from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
     from limbeck.sources import Corpus as Corpus
@@ -72,6 +73,7 @@ _WHERE = {
     "methods": "distillm gkd gkd_rl kd on_policy sft",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
+    "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
     "sources": "Corpus CustomSource Mix Source",

@@ -127,7 +127,8 @@ class Batch:
 
     def prompts(self) -> list[list[int]]:
         """The tokens of each sequence before its first completion token."""
-        return [tokens[:before].tolist() for tokens, before in zip(self.sequences(), self.before_B.tolist(), strict=True)]
+        before_B = cast(list[int], self.before_B.tolist())
+        return [cast(list[int], tokens[:before].tolist()) for tokens, before in zip(self.sequences(), before_B, strict=True)]
 
     def with_prompts(self, prompts: Sequence[Sequence[int]]) -> "Batch":
         """The same completions after other prompts: row n stays row n.
@@ -137,8 +138,7 @@ class Batch:
         """
         if not len(self):
             return replace(self, said=None)
-        before_B = self.before_B
-        cut = zip(self.sequences(), before_B.tolist(), prompts, strict=True)
+        cut = zip(self.sequences(), cast(list[int], self.before_B.tolist()), prompts, strict=True)
         made = [torch.cat([torch.tensor(prompt, dtype=torch.int64), tokens[before:]]) for tokens, before, prompt in cut]
         assert all(len(prompt) for prompt in prompts), "nothing predicts a sequence's first token"
         lengths_B = torch.tensor([len(tokens) for tokens in made], dtype=torch.int64)

@@ -11,7 +11,8 @@ from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
 from limbeck.generate import Sampling
-from limbeck.objective import CrossEntropy, Objective, Term
+from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
+from limbeck.prefetch import Prefetch
 from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
 from limbeck.sources import Share, Source
@@ -154,8 +155,27 @@ def _own_text(source: Source) -> list[OnPolicy]:
     return [source, *inner] if isinstance(source, OnPolicy) else inner
 
 
+def _stale(term: Term, recipe: Recipe) -> str | None:
+    found = _prefetching(recipe.source)
+    if found and found != [recipe.source]:
+        around = type(recipe.source).__name__
+        return f"{around} around Prefetch would not learn from every step that is drawn ahead; put it inside: Prefetch({around}(...))"
+    if found and isinstance(term, PolicyGradient | SampledReverseKL) and term.ratio is None:
+        return (
+            f"{term.name} is biased on tokens that the weights of {found[0].ahead} steps before wrote (Prefetch); weigh each by how much "
+            "likelier it is now, truncated: ratio=2"
+        )
+    return None
+
+
+def _prefetching(source: Source) -> list[Prefetch]:
+    """The parts of a source that draw ahead."""
+    inner = [ahead for value in vars(source).values() if isinstance(value, Source) for ahead in _prefetching(value)]
+    return [source, *inner] if isinstance(source, Prefetch) else inner
+
+
 def _no_credit(term: Term, recipe: Recipe) -> str | None:
-    if type(term).__name__ == "PolicyGradient" and not recipe.source.rewarded:
+    if isinstance(term, PolicyGradient) and not recipe.source.rewarded:
         return "PolicyGradient needs credit; give the source a reward: OnPolicy(reward=module:function, group=8)"
     return None
 
@@ -200,6 +220,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _unheard,
     _not_its_own_words,
     _not_drawn_of_itself,
+    _stale,
     _no_credit,
     _unchosen_words,
     _nobody_writes,

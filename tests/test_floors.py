@@ -12,7 +12,7 @@ FLOORS = [
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
     {"machine", "memory", "models", "pen", "generate", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
     {"student", "teachers", "guidance", "endpoint", "judges", "cache"}
-    | {"sources", "teacher_samples", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
+    | {"sources", "prefetch", "teacher_samples", "rollouts", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train", "estimate", "selftest", "annotate", "corpus", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
