@@ -119,6 +119,25 @@ def _gradient(each: dict[str, Any]) -> list[str]:
     return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
 
 
+def guidance() -> str:
+    """Students of a guided teacher beside that teacher without guidance."""
+    found = results("guidance")
+    rows = [
+        [f"{what}, scale {by['scale']:g}", name.removeprefix("seed "), *(_with_interval(each) for each in found_of.values()), str(by["steps"])]
+        for what, by in found.items()
+        if isinstance(by, dict) and "scale" in by
+        for name, found_of in by.items()
+        if isinstance(found_of, dict)
+    ]
+    columns = ["model", "seed", "KL(guided, unguided teacher), nats", "KL(guided, student in one pass), nats", "steps"]
+    return f"{table(columns, rows)}\n\nWith 95 % intervals by bootstrap over sequences. {_machine(found)}"
+
+
+def _with_interval(each: dict[str, Any]) -> str:
+    low, high = each["kl_nats_interval"]
+    return f"{each['kl_nats']:.4f} ({low:.4f} to {high:.4f})"
+
+
 def cache_students() -> str:
     """Students of what was kept, beside the full teacher's."""
     found = results("cache_students")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, UnbatchedClassifierFreeGuidanceLo
 import limbeck as lb
 from limbeck.batch import Batch, Span, Text
 from limbeck.blend import Blend, Steered
+from limbeck.check import check
 from limbeck.config import build
 from limbeck.data import Data
 from limbeck.errors import DataError, LimbeckError, RecipeError
@@ -364,3 +365,13 @@ def test_evaluations_on_own_text_know_the_columns_of_its_rows(work: Path) -> Non
     student, teacher, _ = drawn(recipe_of(work, lb.Privileged(local(work), " It is {answer}.")))
     found = lb.Likelihood(held, own_text=True, sampling=lb.Sampling(max_tokens=4)).run(student, teacher)
     assert found["kl_nats"] > 0 and measured([dialogue(("user", "x"), ("assistant", "y"))], student, local(work).load(student), 64)["kl_nats"] > 0
+
+
+@pytest.mark.parametrize("own_text", [False, True])
+def test_check_looks_at_the_teacher_inside_and_tests_with_a_row_of_the_data(own_text: bool, work: Path, tmp_path: Path) -> None:
+    train = toys.jsonl(work / "checked.jsonl", questions(8, 0))
+    source = lb.OnPolicy(train, sequences=4) if own_text else lb.Corpus(train, sequences=4)
+    for teacher in (lb.Privileged(local(work), " It is {answer}."), lb.Guided(local(work), 2)):
+        found = check(recipe_of(work, teacher, source=source), tmp_path / "run")
+        assert [line for line in found if line.verdict == "problem"] == []
+        assert {"teacher", "vocabularies", "self-test"} <= {line.what for line in found}
