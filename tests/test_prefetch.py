@@ -1,6 +1,8 @@
 """Drawing ahead: with which weights, that a resumed run takes draws under way with it, and what a ratio corrects."""
 
 import json
+import os
+import signal
 import threading
 from dataclasses import fields, replace
 
@@ -15,7 +17,8 @@ from safetensors.torch import load_file
 import limbeck as lb
 from limbeck.batch import Batch, Span, Text
 from limbeck.divergence import SampledReverseKL
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, Stopped
+from limbeck.files import read_json
 from limbeck.objective import PolicyGradient, TokenRows
 from limbeck.pen import Pen
 from limbeck.prefetch import as_plain, from_plain
@@ -171,6 +174,32 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name: str, toy, tmp_pat
     assert lines[0] == lines[1] == lines[2]
     a, b = (load_file(tmp_path / run / "student" / "model.safetensors") for run in ("whole", "broken"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+CALLS = {"left": 0}
+
+
+def stopping(completion: str, row: dict) -> float:
+    """A verifier in whose midst, once, somebody asks the run to stop: while a draw is under way, and a step too."""
+    CALLS["left"] -= 1
+    if CALLS["left"] == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return many_vowels(completion, row)
+
+
+def test_a_signal_while_a_draw_is_under_way_loses_nothing(toy, tmp_path) -> None:
+    """In the thread that draws the fifth step: the run saves the draw once it is made, and goes on with it."""
+    made = recipe(toy, "rewarded", save_every=100)
+    made = replace(made, source=lb.Prefetch(own(toy, reward="test_prefetch:stopping", baseline="running")))
+    CALLS["left"] = -1
+    lb.distill(made, tmp_path / "whole")
+    CALLS["left"] = 4 * 6 + 3
+    with pytest.raises(Stopped, match="which are saved"):
+        lb.distill(made, tmp_path / "broken")
+    kept = [read_json(path) for path in (tmp_path / "broken" / "checkpoints").glob("*/state.json")]
+    assert [list(each["source"]["drawn"]) for each in kept] in ([["3"]], [["4"]])
+    lb.distill(made, tmp_path / "broken")
+    assert (tmp_path / "broken" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
 def test_several_processes_are_refused(toy) -> None:
