@@ -186,6 +186,15 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("a term on tokens that nobody writes", {"objective": "ForwardKL().on('student')"}),
     ("a writer that there is not", {"objective": "ForwardKL().on('pupil')"}),
     ("a teacher that is the student", {"teacher": "Local('student')"}),
+    ("the student as it is now, and nothing more", {"teacher": "Itself()"}),
+    ("a hint that says nothing", {"teacher": "Privileged('@student', ' ')"}),
+    ("a hint of nobody", {"teacher": "Privileged(Silent(), 'think')"}),
+    ("guidance of truncated scores", {"teacher": "Guided(Endpoint('http://localhost/v1', 'model'), 2)"}),
+    (
+        "a reward's gradient on text of older weights",
+        {"source": "Prefetch(OnPolicy('prompts.jsonl', reward='my_module:my_reward', group=2))", "objective": "PolicyGradient()"},
+    ),
+    ("text ahead of a source that takes turns", {"source": "Mix(0.5, Prefetch(OnPolicy('prompts.jsonl')), Corpus('train.jsonl'))"}),
     ("a group's baseline with one answer", {"source": "OnPolicy('prompts.jsonl', reward='my_module:my_reward')"}),
     ("answers chosen without a verifier", {"source": "OnPolicy('prompts.jsonl', keep_above=0)"}),
     ("an end of a Jensen-Shannon divergence", {"objective": "JSD(0)"}),
@@ -233,7 +242,7 @@ def block(name: str) -> str:
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
-        "across_tokenizers": measured.across_tokenizers,
+        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

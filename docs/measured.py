@@ -119,6 +119,26 @@ def _gradient(each: dict[str, Any]) -> list[str]:
     return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
 
 
+def guidance() -> str:
+    """Students of a guided teacher beside that teacher without guidance."""
+    found = results("guidance")
+    rows = [
+        [f"{what}, scale {by['scale']:g}", name.removeprefix("seed "), *(_with_interval(each) for each in found_of.values()), str(by["steps"])]
+        for what, by in found.items()
+        if isinstance(by, dict) and "scale" in by
+        for name, found_of in by.items()
+        if isinstance(found_of, dict)
+    ]
+    columns = ["model", "seed", "KL(guided, unguided teacher), nats", "KL(guided, student in one pass), nats", "nearer by, nats", "steps"]
+    how = "Held-out text of SmolLM2's own, or of the toys' data; 95 % intervals by bootstrap over sequences, of the difference paired."
+    return f"{table(columns, rows)}\n\n{how} {_machine(found)}"
+
+
+def _with_interval(each: dict[str, Any]) -> str:
+    low, high = each["kl_nats_interval"]
+    return f"{each['kl_nats']:.4f} ({low:.4f} to {high:.4f})"
+
+
 def cache_students() -> str:
     """Students of what was kept, beside the full teacher's."""
     found = results("cache_students")
@@ -144,16 +164,20 @@ def writing() -> str:
     found = results("writing")
     dtypes = [each for each in ("bfloat16", "float32") if each in found]
     rows = [
-        [dtype, LOADS[load], who, f"{rate['median']:.0f}", f"{times['median']:.2f} ({times['min']:.2f} to {times['max']:.2f})" if who == "ours" else ""]
+        [
+            dtype,
+            LOADS[load],
+            who,
+            f"{rate['median']:.0f}",
+            f"{times['median']:.2f} ({times['min']:.2f} to {times['max']:.2f})" if who == "ours" else "",
+        ]
         for dtype in dtypes
         for load in LOADS
         if load in found[dtype]
         for times in [found[dtype][load]["times"]]
         for who, rate in found[dtype][load]["tokens_per_second"].items()
     ]
-    shared = [
-        [dtype, what, f"{took['median']:.2f}"] for dtype in dtypes for what, took in found[dtype]["shared_prompts"]["seconds"].items()
-    ]
+    shared = [[dtype, what, f"{took['median']:.2f}"] for dtype in dtypes for what, took in found[dtype]["shared_prompts"]["seconds"].items()]
     limit = found["bfloat16"]["limit"]
     said = f"A step of 32 rows takes {1e3 * limit['step_seconds']:.0f} ms in bfloat16, of which products of that many rows alone would take "
     tables = [

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
+    from limbeck.guidance import Guided as Guided
+    from limbeck.guidance import Itself as Itself
+    from limbeck.guidance import Privileged as Privileged
     from limbeck.interleaved import Interleaved as Interleaved
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from limbeck.objective import PolicyGradient as PolicyGradient
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
+    from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
     from limbeck.sources import Corpus as Corpus
@@ -71,10 +75,12 @@ _WHERE = {
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
     "evaluate": "Likelihood",
+    "guidance": "Guided Itself Privileged",
     "interleaved": "Interleaved",
     "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
+    "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
     "sources": "Corpus CustomSource Mix Source",

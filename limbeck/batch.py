@@ -117,6 +117,34 @@ class Batch:
         """The tokens of each sequence."""
         return list(cast(tuple[Tensor, ...], self.tokens_T.split(cast(list[int], self.lengths_B.tolist()))))
 
+    @property
+    def before_B(self) -> Tensor:
+        """How many tokens of each sequence stand before its first completion token; all of them where it has none."""
+        ends_B = self.lengths_B.cumsum(0)
+        rows_B = torch.searchsorted(self.places_N, self.starts_B)
+        first_B = torch.cat([self.places_N, ends_B[-1:]])[rows_B]
+        return torch.minimum(first_B, ends_B) - self.starts_B
+
+    def prompts(self) -> list[list[int]]:
+        """The tokens of each sequence before its first completion token."""
+        before_B = cast(list[int], self.before_B.tolist())
+        return [cast(list[int], tokens[:before].tolist()) for tokens, before in zip(self.sequences(), before_B, strict=True)]
+
+    def with_prompts(self, prompts: Sequence[Sequence[int]]) -> "Batch":
+        """The same completions after other prompts: row n stays row n.
+
+        All that stands before a sequence's first completion token is replaced; what follows it, other turns too, stays. What
+        was said of the text as it was is left out.
+        """
+        if not len(self):
+            return replace(self, said=None)
+        cut = zip(self.sequences(), cast(list[int], self.before_B.tolist()), prompts, strict=True)
+        made = [torch.cat([torch.tensor(prompt, dtype=torch.int64), tokens[before:]]) for tokens, before, prompt in cut]
+        assert all(len(prompt) for prompt in prompts), "nothing predicts a sequence's first token"
+        lengths_B = torch.tensor([len(tokens) for tokens in made], dtype=torch.int64)
+        places_N = self.places_N + (lengths_B - self.lengths_B).cumsum(0)[self.sequence_N]
+        return replace(self, tokens_T=torch.cat(made), lengths_B=lengths_B, places_N=places_N, said=None)
+
     def select(self, chosen: Sequence[int]) -> "Batch":
         """The batch of these sequences, in this order."""
         starts_B = self.starts_B

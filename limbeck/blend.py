@@ -70,6 +70,35 @@ class Blend(Targets):
         return replace(self, parts=[part.select(rows_N) for part in self.parts])
 
 
+@dataclass(frozen=True)
+class Steered(Targets):
+    """What was said of a text, moved away from what is said without its prompt: guidance, as one distribution.
+
+    `log p ∝ log p(y|x,c) + (scale - 1) [log p(y|x,c) - log p(y|x)]`, made chunk by chunk; a temperature softens the result.
+    """
+
+    said: Targets
+    without: Targets
+    scale: float
+    fingerprint: str
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Every outcome's probability."""
+        return frozenset({"distribution"})
+
+    def rows(self, chunk: slice) -> Logits:
+        """Logits of the guided distribution; at scale 1 those of what was said."""
+        said, without = self.said.rows(chunk), self.without.rows(chunk)
+        assert isinstance(said, Logits) and isinstance(without, Logits), "guidance needs whole distributions; the recipe should have been refused"
+        log_p_CV, log_u_CV = said.block(slice(None)).log_probs(), without.block(slice(None)).log_probs()
+        return Logits(log_p_CV.add(log_p_CV - log_u_CV, alpha=self.scale - 1))
+
+    def select(self, rows_N: Tensor) -> "Steered":
+        """The same about these tokens only."""
+        return replace(self, said=self.said.select(rows_N), without=self.without.select(rows_N))
+
+
 def _joined(said: Sequence[Rows]) -> Rows:
     """Rows one after the other; all of one kind."""
     if len(said) == 1:

@@ -16,8 +16,9 @@ from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.batch import Batch, Text
 from limbeck.config import Part, import_object, settings_of
-from limbeck.data import Data, Row, check_columns, parquet_rows
+from limbeck.data import Data, Row, check_columns, parquet_rows, told_columns
 from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
@@ -33,7 +34,6 @@ from limbeck.teachers import Cached, Local
 from limbeck.verifiers import Function
 
 if TYPE_CHECKING:
-    from limbeck.batch import Text
     from limbeck.vocabulary import Vocabulary
 
 Verdict = Literal["ok", "note", "problem"]
@@ -78,7 +78,7 @@ class _Looking:
     models: dict[str, Anatomy] = field(default_factory=dict[str, Anatomy])
     rows: dict[Any, Sequence[Row]] = field(default_factory=dict[Any, Sequence[Row]])
     vocabulary: "Vocabulary | None" = None
-    texts: "list[Text]" = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list[Text])
     load: Load = field(default_factory=Load)
 
     @property
@@ -94,9 +94,8 @@ class _Looking:
     @property
     def named(self) -> dict[str, Student | Local]:
         """The parts that name a model of their own."""
-        teacher = self.recipe.teacher
-        own = isinstance(teacher, Local) and teacher.model != "@student"
-        return {"student": self.recipe.student} | ({"teacher": teacher} if isinstance(teacher, Local) and own else {})
+        teacher = next((each for each in (self.recipe.teacher, *_below(self.recipe.teacher)) if isinstance(each, Local)), None)
+        return {"student": self.recipe.student} | ({"teacher": teacher} if teacher and teacher.model != "@student" else {})
 
     def look(self, what: str, found: Iterable[Line]) -> None:
         """Take what is found; what is raised on the way is a problem of its own."""
@@ -310,6 +309,8 @@ class _Looking:
         yield from tell(beyond, len(kept), past, "problem")
         whole = max(self.load.longest_tokens, min(max(kept) + new, room))
         self.load = replace(self.load, longest_tokens=whole, prompt_tokens=max(kept))
+        first = rows[sizes.index(kept[0])]  # as a row that is answered: a teacher may ask for its columns
+        self.texts = self.texts or [Text.answered(vocabulary.prompt(first, data), vocabulary.ids("yes"), told_columns(first))]
 
     def rooms(self) -> list[int]:
         """The contexts of student and teacher; without an end where their files name none."""
@@ -319,7 +320,6 @@ class _Looking:
 
     def models_alive(self) -> Iterator[Line]:
         """Open them, and see that their numbers are right."""
-        from limbeck.batch import Batch
         from limbeck.selftest import self_test
 
         student, teacher = self.recipe.open_pair()

@@ -202,6 +202,11 @@ def other_columns(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in text}
 
 
+def told_columns(row: Row) -> dict[str, Any]:
+    """What a row says in words and numbers: all but its turns and its tokens."""
+    return {name: value for name, value in row.items() if name not in ("messages", "conversations", "prompt_ids")}
+
+
 class Pool:
     """The endless, shuffled line of rows that sources draw from: row g of it depends on the seed and g alone.
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from limbeck.config import part
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
-from limbeck.objective import FULL, Term, TokenRows
+from limbeck.objective import FULL, Term, TokenRows, check_ratio
 from limbeck.targets import Distribution, Logits, Rows, SampledRows, TokenLogpRows, TopKRows
 
 FAR = 80.0
@@ -217,15 +217,25 @@ class SampledReverseKL(Term):
     gradient is not its derivative but the score function's, `(log q(y) - log p(y)) d log q(y)`, the first factor held:
     unbiased for the gradient of `KL(q || p)`. Departs from the policy gradient of the whole answer's KL (MiniLLM, arXiv
     2306.08543): 1) a token earns only what it says itself, not what later ones say; 2) no baseline is taken off.
+
+    ratio: weighs each token, its nats too, by `min(ratio, q / q_then)` for text that older weights wrote; see PolicyGradient.
     """
 
+    ratio: float | None = None
     needs: ClassVar[frozenset[str]] = frozenset({"distribution", "tokens"})
     on_policy: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        Term.__post_init__(self)
+        check_ratio(type(self).__name__, self.ratio)
+
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
-        """Nats of each token; the gradient is `(log q(y) - log p(y)) (onehot(y) - q)`."""
+        """Nats of each token; the gradient is `(log q(y) - log p(y)) (onehot(y) - q)`, both by the ratio."""
         q, places_C1 = student.at(), tokens.tokens_C[:, None]
-        log_ratio_C1 = q.log_at(places_C1) - _log_p_at(said, places_C1).to(q.prob)
+        log_q_C1 = q.log_at(places_C1)
+        log_ratio_C1 = log_q_C1 - _log_p_at(said, places_C1).to(q.prob)
+        if self.ratio is not None:
+            log_ratio_C1 = log_ratio_C1 * tokens.importance(log_q_C1[:, 0], self.ratio)[:, None]
         gradient_CV = (q.prob * -log_ratio_C1).scatter_add_(1, places_C1, log_ratio_C1)
         return log_ratio_C1[:, 0], gradient_CV
 

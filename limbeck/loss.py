@@ -83,7 +83,7 @@ class _Work:
         self.weights = {term.name: objective.weights(term, batch) for term in objective.terms}
         self.factors = {name: (weights_N * scale).to(device)[:, None] for name, weights_N in self.weights.items()}
         credit_N = None if batch.credit_B is None else batch.credit_N.to(device)
-        self.tokens = TokenRows(batch.tokens_N.to(device), credit_N)
+        self.tokens = TokenRows(batch.tokens_N.to(device), credit_N, batch.logp_N.to(device))
 
     def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
         """Pass over all chunks; where `gradients` are given, add to them."""

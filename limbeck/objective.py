@@ -27,10 +27,27 @@ class TokenRows:
 
     tokens_C: Tensor
     credit_C: Tensor | None
+    logp_C: Tensor | None = None
 
     def block(self, rows: slice) -> "TokenRows":
         """A few of them."""
-        return TokenRows(self.tokens_C[rows], None if self.credit_C is None else self.credit_C[rows])
+        credit_C, logp_C = (None if each is None else each[rows] for each in (self.credit_C, self.logp_C))
+        return TokenRows(self.tokens_C[rows], credit_C, logp_C)
+
+    def importance(self, log_q_C: Tensor, most: float) -> Tensor:
+        """How much likelier each token is now than when it was written, `min(most, q / q_then)`, held; 1 where nobody knows [C].
+
+        log_q_C: nats, at temperature 1 and before any narrowing, as `Batch.logp_N` is: what sampling changed is not corrected.
+        """
+        assert self.logp_C is not None, "tokens without the log-probabilities they were written with"
+        log_ratio_C = (log_q_C.detach() - self.logp_C.to(log_q_C)).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+        return log_ratio_C.exp_().clamp_(max=most)
+
+
+def check_ratio(name: str, ratio: float | None) -> None:
+    """See that a truncation leaves something. Raises RecipeError."""
+    if ratio is not None and not ratio > 0:
+        raise RecipeError(f"{name}.ratio must be above 0, found {ratio}; ratio=2 is usual, null weighs nothing")
 
 
 @part
@@ -144,17 +161,27 @@ class CrossEntropy(Term):
 class PolicyGradient(Term):
     """`-credit * log q(token)` on the student's own tokens (REINFORCE; the reward term of GKD, arXiv 2306.13649 eq. 5).
 
-    Credit is the source's: a reward less its baseline, the same for every token of a completion. Departs: 1) no ratio
-    between the weights that wrote and those that learn, since a step learns once from what it has just written.
+    Credit is the source's: a reward less its baseline, the same for every token of a completion.
+
+    ratio: weighs each token by `min(ratio, q / q_then)`, held, for text that older weights wrote (`Prefetch`): truncated
+    importance sampling (IMPALA, arXiv 1802.01561; between engines, Yao et al. 2025). null weighs none: right where a step learns
+    once from what it has just written. Departs from the exact ratio: 1) each token has its own, not that of all up to it, whose
+    variance grows with the length; what came before a token keeps the probability with which it was written.
     """
 
+    ratio: float | None = None
     on_policy: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        Term.__post_init__(self)
+        check_ratio(type(self).__name__, self.ratio)
+
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
-        """Nats weighed by credit; the gradient is `credit * (q - onehot(token))`."""
+        """Nats weighed by credit; the gradient is `credit * (q - onehot(token))`, both by the ratio."""
         assert tokens.credit_C is not None
         nats_C, gradient_CV = CrossEntropy().rows(student, said, tokens)
-        return tokens.credit_C * nats_C, gradient_CV.mul_(tokens.credit_C[:, None])
+        weight_C = tokens.credit_C if self.ratio is None else tokens.credit_C * tokens.importance(-nats_C, self.ratio)
+        return weight_C * nats_C, gradient_CV.mul_(weight_C[:, None])
 
 
 @part

@@ -7,19 +7,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import endpoint, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import endpoint, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
 from limbeck.licences import Licence, of_model
-from limbeck.objective import CrossEntropy, Objective, Term
+from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
+from limbeck.prefetch import Prefetch
 from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
 from limbeck.sources import Share, Source
 from limbeck.student import Student
-from limbeck.teachers import Local, Silent, Teacher
+from limbeck.teachers import Silent, Teacher
 
 Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """One name or several."""
@@ -168,8 +169,27 @@ def _own_text(source: Source) -> list[OnPolicy]:
     return [source, *inner] if isinstance(source, OnPolicy) else inner
 
 
+def _stale(term: Term, recipe: Recipe) -> str | None:
+    found = _prefetching(recipe.source)
+    if found and found != [recipe.source]:
+        around = type(recipe.source).__name__
+        return f"{around} around Prefetch would not learn from every step that is drawn ahead; put it inside: Prefetch({around}(...))"
+    if found and isinstance(term, PolicyGradient | SampledReverseKL) and term.ratio is None:
+        return (
+            f"{term.name} is biased on tokens that the weights of {found[0].ahead} steps before wrote (Prefetch); weigh each by how much "
+            "likelier it is now, truncated: ratio=2"
+        )
+    return None
+
+
+def _prefetching(source: Source) -> list[Prefetch]:
+    """The parts of a source that draw ahead."""
+    inner = [ahead for value in vars(source).values() if isinstance(value, Source) for ahead in _prefetching(value)]
+    return [source, *inner] if isinstance(source, Prefetch) else inner
+
+
 def _no_credit(term: Term, recipe: Recipe) -> str | None:
-    if type(term).__name__ == "PolicyGradient" and not recipe.source.rewarded:
+    if isinstance(term, PolicyGradient) and not recipe.source.rewarded:
         return "PolicyGradient needs credit; give the source a reward: OnPolicy(reward=module:function, group=8)"
     return None
 
@@ -193,12 +213,17 @@ def _nobody_writes(term: Term, recipe: Recipe) -> str | None:
 
 def _itself(term: Term, recipe: Recipe) -> str | None:
     teacher, student = recipe.teacher, recipe.student
-    if not isinstance(teacher, Local) or not all(isinstance(each, Divergence) for each in recipe.objective.terms):
-        return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
-    if teacher.model == student.model and student.lora is None and teacher.quantization is None:
+    if term.needs and teacher.echoes == guidance.ITSELF:
         return (
-            f"the teacher {teacher.model} is the student itself and says the same, so {term.name} has no gradient; "
-            "name an older generation or another model"
+            f"the teacher is the student as it is now and says the same, so {term.name} has no gradient; "
+            'let it say more than the student: Privileged("@student", hint), or Guided("@student", scale) with a scale other than 1'
+        )
+    if not all(isinstance(each, Divergence) for each in recipe.objective.terms):
+        return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
+    if teacher.echoes == student.model and student.lora is None:
+        return (
+            f"the teacher {teacher.echoes} is the student itself and says the same, so {term.name} has no gradient; "
+            "name an older generation or another model, or give it a hint: Privileged(model, hint)"
         )
     return None
 
@@ -209,6 +234,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _unheard,
     _not_its_own_words,
     _not_drawn_of_itself,
+    _stale,
     _no_credit,
     _unchosen_words,
     _nobody_writes,

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from limbeck.batch import Batch, Span, Text
 from limbeck.config import live, part
-from limbeck.data import Data, Pool, Row, asked_of, messages_of
+from limbeck.data import Data, Pool, Row, asked_of, messages_of, told_columns
 from limbeck.decoding import Sampling
 from limbeck.distributed import sum_over_ranks
 from limbeck.environment import Environment
@@ -91,7 +91,7 @@ class OnPolicy(Source):
         fitting = [each for each in asked if len(each[3]) <= longest]
         talks = [_Talk(g * self.group + n, row, data, list(ids)) for g, row, data, ids in fitting for n in range(self.group)]
         self._talk(talks, step, student)
-        texts = [Text(talk.tokens, talk.spans, _columns(talk.row), talk.logp) for talk in talks]
+        texts = [Text(talk.tokens, talk.spans, told_columns(talk.row), talk.logp) for talk in talks]
         batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
         return self._judged(batch, talks) if self.reward else batch
 
@@ -179,7 +179,3 @@ class _Talk:
         while begun and begun[-1]["role"] == "assistant":
             begun.pop()
         return [*begun, *self.said]
-
-
-def _columns(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("messages", "conversations", "prompt_ids")}

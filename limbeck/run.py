@@ -29,6 +29,7 @@ from limbeck.objective import Objective, counted
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
 from limbeck.settings_file import parsed_yaml, yaml_of
+from limbeck.sources import settled
 from limbeck.trackers import Trackers
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -298,7 +299,7 @@ class Run:
 
     def save(self, student: Any) -> None:
         """Write a checkpoint of where we stand and drop those no longer asked for; every rank must call."""
-        state = {"step": self.first, "best": self.best, "stopped": self.stopped, "source": self._source_state}
+        state = {"step": self.first, "best": self.best, "stopped": self.stopped, "source": settled(self._source_state)}
         folder = self.out / "checkpoints"
         for path in self._logs() if self.leads else ():
             sync(path)  # the checkpoint must not outlive, in a power cut, the lines that it stands for

@@ -157,8 +157,8 @@ def _teachers_share(testing: _Testing, objective: Objective, student: Student, t
 
 
 def _same_weights(student: Student, teacher: Teacher) -> bool:
-    """Whether the teacher's weights are the student's, read in the teacher's dtype."""
-    if teacher.opened is None or is_sharded():
+    """Whether the teacher says what its weights say, and they are the student's, read in the teacher's dtype."""
+    if teacher.opened is None or teacher.echoes is None or is_sharded():
         return False
     mine, theirs = student.live.causal.state_dict(), teacher.opened.causal.state_dict()
     return mine.keys() == theirs.keys() and all(
@@ -212,7 +212,7 @@ def _direct(testing: _Testing, term: Term) -> tuple[Tensor, Tensor]:
     outputs, said, batch = testing.outputs, testing.said, testing.batch
     head, device = outputs.head.prepared(outputs.hidden_ND.dtype), outputs.hidden_ND.device
     student, theirs = _double(Logits(head.product(outputs.hidden_ND), head)), said.rows(slice(0, len(batch.places_N)))
-    tokens = TokenRows(batch.tokens_N.to(device), batch.credit_N.to(device))
+    tokens = TokenRows(batch.tokens_N.to(device), batch.credit_N.to(device), batch.logp_N.to(device))
     nats_N, gradient_NV = term.rows(student, _double(theirs) if isinstance(theirs, Logits) else theirs, tokens)
     gradient_NV = gradient_NV * Objective([term]).weights(term, batch).to(gradient_NV)[:, None]
     gradient_NV = head.pull_back(gradient_NV, student.logits_CV)

@@ -73,7 +73,10 @@ class Source(Licensed, ABC):
         """This rank's text of a step."""
 
     def state(self) -> dict[str, Any]:
-        """What a draw depends on beside seed, step and weights; most depend on nothing else."""
+        """What a draw depends on beside seed, step and weights; most depend on nothing else.
+
+        A value that takes time to come by may be a function that gives it, as things stand now, once it is to be saved.
+        """
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -224,6 +227,12 @@ class CustomSource(Source):
         if not rows or not all(isinstance(row, Mapping) for row in rows):
             raise RecipeError(f"{self.function} gave {str(rows)[:80]} for step {step}; return a list of rows such as {{'prompt': '...'}}")
         return rows
+
+
+def settled(state: Any) -> Any:
+    """A state with all its values there."""
+    value = state() if callable(state) else state
+    return {name: settled(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def batch_of(rows: Sequence[list[Text]], writer: str) -> Batch:

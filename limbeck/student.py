@@ -24,6 +24,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from limbeck.loss import Outputs
     from limbeck.models import Model
+    from limbeck.pen import Pen
 
 
 @part
@@ -85,6 +86,17 @@ class Student(Part):
         """The open model."""
         assert self._open is not None, "this student is only its settings; load() it"
         return self._open
+
+    @property
+    def steps(self) -> int:
+        """How many steps it was made ready for."""
+        return self._steps
+
+    def aside(self, pen: "Pen") -> Self:
+        """One that writes with the weights as they are now, copied into a pen of its own, whatever is learnt meanwhile. It cannot learn."""
+        made = self.fresh()
+        made._open, made._pen, made._steps = pen.of(self.live), pen, self._steps
+        return made
 
     def take_template(self, template: str | None, end_ids: frozenset[int]) -> Vocabulary:
         """The vocabulary, dialogues rendered by the teacher's template where this student has none or was told to take it."""

@@ -80,6 +80,11 @@ class Teacher(Licensed, ABC):
         return self.opened.described if self.opened else type(self).__name__
 
     @property
+    def echoes(self) -> str | None:
+        """The model, by name, whose distributions it says as they are; None where it makes others of them."""
+        return None
+
+    @property
     def identity(self) -> Any:
         """What it is among all writers, as plain data: two that differ in it write differently."""
         return plain(self)
@@ -87,6 +92,11 @@ class Teacher(Licensed, ABC):
     @abstractmethod
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """What it says about each part, one after the other, each only when it is asked for."""
+
+    def about(self, batch: Batch) -> Targets:
+        """What it says about one pass."""
+        (said,) = self.score([batch])
+        return said
 
     def writing(self) -> Self:
         """The teacher alive, to write alone: for no student. Raises RecipeError where it cannot."""
@@ -165,6 +175,11 @@ class Local(Teacher):
         """The open model."""
         assert self._open is not None, "this teacher is only its settings; load() it"
         return self._open
+
+    @property
+    def echoes(self) -> str | None:
+        """Its own; quantised weights are others."""
+        return None if self.quantization else self.model
 
     @property
     def identity(self) -> Any:
@@ -363,13 +378,13 @@ class Mixture(Teacher):
     def _mean(self, batch: Batch) -> Targets:
         weights = self.weights or dict.fromkeys(self.teachers, 1.0)
         shares = [weights[name] / sum(weights.values()) for name in self.teachers]
-        return Blend([_said(each, batch) for each in self.teachers.values()], shares, type(self).__name__)
+        return Blend([each.about(batch) for each in self.teachers.values()], shares, type(self).__name__)
 
     def _routed(self, batch: Batch) -> Targets:
         """Every teacher is asked, if only about nothing: the ranks meet in what they share."""
         names = list(self.teachers)
         which_B = torch.tensor([self._route(columns, names) for columns in batch.columns_B], dtype=torch.int64)
-        said = [_said(self.teachers[name], batch.select((which_B == n).nonzero().flatten().tolist())) for n, name in enumerate(names)]
+        said = [self.teachers[name].about(batch.select((which_B == n).nonzero().flatten().tolist())) for n, name in enumerate(names)]
         which_N = which_B[batch.sequence_N]
         place_N = torch.stack([(which_N == n).cumsum(0) - 1 for n in range(len(names))]).gather(0, which_N[None])[0]
         return Routed(said, which_N, place_N, type(self).__name__)
@@ -380,8 +395,3 @@ class Mixture(Teacher):
             found = "no such column" if self.by not in columns else f"{named!r}{did_you_mean(str(named), names)}"
             raise RecipeError(f'a row is to be taught by its column "{self.by}", and has {found}; teachers: {", ".join(names)}')
         return names.index(named)
-
-
-def _said(teacher: Teacher, batch: Batch) -> Targets:
-    (said,) = teacher.score([batch])
-    return said

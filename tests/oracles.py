@@ -138,3 +138,14 @@ def sampled_reverse_kl(tokens: NDArray[np.int64], z: Array, s: Array) -> Answer:
     slope = -c[:, None] * np.exp(lq)
     slope[rows, tokens] += c
     return c, slope
+
+
+def guided(z: Array, u: Array, scale: float) -> Array:
+    """Log-probabilities of guidance: `log p(y|x,c) + (w - 1) [log p(y|x,c) - log p(y|x)]`, renormalised; z with the prompt, u without."""
+    lp, lu = log_softmax(z), log_softmax(u)
+    return log_softmax(lp + (scale - 1) * (lp - lu))
+
+
+def importance(tokens: NDArray[np.int64], s: Array, then: Array, most: float) -> Array:
+    """`min(most, q(y) / q_then(y))`, q_then given as log-probabilities of the tokens."""
+    return np.minimum(most, np.exp(log_softmax(s)[np.arange(len(tokens)), tokens] - then))

@@ -13,7 +13,7 @@ import numpy as np
 
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, part
-from limbeck.data import Pool, asked_of
+from limbeck.data import Pool, asked_of, told_columns
 from limbeck.decoding import Sampling
 from limbeck.distributed import evenly, gathered, rank, ranks
 from limbeck.divergence import ForwardKL, ReverseKL
@@ -92,7 +92,7 @@ class Likelihood(Evaluation):
         with Progress(f"{self.name}: writing", len(kept) * self.sampling.max_tokens).showing() as progress:
             written = student.write([prompts[n] for n in kept], self.sampling, seed=0, step=0, rows=kept, told=lambda n: progress.advance(n, n))
         pairs = zip(kept, written, strict=True)
-        return [Text.answered(prompts[n], new.tokens, {"asked": asked_of(rows[n][1])}, new.logp) for n, new in pairs]
+        return [Text.answered(prompts[n], new.tokens, {**told_columns(rows[n][1]), "asked": asked_of(rows[n][1])}, new.logp) for n, new in pairs]
 
 
 def _all_ranks(mine: Sequence[T]) -> list[T]:
