@@ -2,7 +2,7 @@
 
     python benchmarks/arith_best_of.py --work FOLDER
 
-A teacher that is right about half of the time answers N times, and the first answer whose result is right is kept; problems
+A teacher that is right about three times of four answers N times, and the first answer whose result is right is kept; problems
 without any are passed over until ROWS are found. The student learns by cross-entropy, from equally many rows, in equally many
 steps. Beside N = 4 and 16: one sample that nobody verified, and one that was. What the choice costs is the teacher's FLOPs.
 A seed is other problems, other draws and another order. Writes `arith_best_of.json` and `.svg`.
@@ -19,7 +19,7 @@ import limbeck as lb
 
 ROWS, STEPS, SEQUENCES, LEARNING_RATE = 2000, 200, 32, 1e-3
 TEMPERATURE = 0.5
-"""Of the teacher, who is right about half of the time by it."""
+"""Of the teacher, who is right three times of four by it."""
 ARMS = {"single, unverified": (1, False), "single, verified": (1, True), "best of 4": (4, True), "best of 16": (16, True)}
 TEACHER, STUDENT = "weak", "student"
 
@@ -66,7 +66,7 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     publish(lab.name, {"settings": settings, "cast": lab.cast(), "gain_over_single_unverified": gains, "summary": means, "arms": arms})
     shown = {"greedy accuracy": "accuracy", "right at temperature 1": "pass@1", "rows with a sound chain": "rows_sound"}
     groups = {title: {arm: 100 * mean[key]["mean"] for arm, mean in means.items()} for title, key in shown.items()}
-    draw(lab.name, bars(groups, "%", f"Best of N: {ROWS} rows of a teacher that is right half of the time"))
+    draw(lab.name, bars(groups, "%", f"Best of N: {ROWS} rows of a teacher that is right three times of four"))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,15 @@ from limbeck.vocabulary import Vocabulary
 
 PROBLEMS = 20000
 METHODS = ("distillation", "reinforcement")
+SHORTER = "shorter reinforcement"
+"""The rate falls to nothing at the end of a run, so that a run of half the length may be sooner at a low reward."""
 STARTS = ("novice", "beginner")
 """Of the cast: what the student knows when either begins."""
 TEACHER = "master"
-GFLOPS, LOOKS = {"distillation": 80, "reinforcement": 320}, 10
+GFLOPS, LOOKS = {"distillation": 80, "reinforcement": 320, SHORTER: 160}, 10
 """What a run may spend, and how often the student is looked at on the way."""
 TARGETS = {"novice": (0.1, 0.125, 0.15, 0.175, 0.2, 0.25), "beginner": (0.22, 0.24, 0.26, 0.28, 0.3, 0.32)}
-ARMS = [f"{method}, {start}" for start in STARTS for method in METHODS]
+ARMS = [f"{method}, {start}" for start in STARTS for method in GFLOPS]
 RESULT = Path(__file__).parent / "results" / "arith_reward_grid.json"
 
 
@@ -132,7 +134,7 @@ def chosen() -> dict[str, Way]:
 def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
     """Learn by one of the methods, from one of the starts."""
     method, start = arm.split(", ")
-    return learnt(lab, chosen()[method], start, seed, folder, "test", GFLOPS[method])
+    return learnt(lab, chosen()[method.removeprefix("shorter ")], start, seed, folder, "test", GFLOPS[method])
 
 
 def compared(arms: Mapping[str, Mapping[str, Figures]], start: str, target: float, cost: str = "gflops") -> Figures:
@@ -140,9 +142,9 @@ def compared(arms: Mapping[str, Mapping[str, Figures]], start: str, target: floa
 
     times_at_least: the same where reinforcement, wherever it does not reach it, is taken to do so at its end: a lower bound.
     """
-    mine, theirs = arms[f"distillation, {start}"], arms[f"reinforcement, {start}"]
-    pairs = [(reached(mine[seed]["curve"], target, cost), reached(theirs[seed]["curve"], target, cost), theirs[seed]["curve"][-1][cost])
-             for seed in mine if seed in theirs]  # fmt: skip
+    mine, theirs, shorter = (arms[f"{method}, {start}"] for method in GFLOPS)
+    pairs = [(reached(mine[seed]["curve"], target, cost), _sooner(reached(theirs[seed]["curve"], target, cost), reached(shorter[seed]["curve"],
+              target, cost)), theirs[seed]["curve"][-1][cost]) for seed in mine if seed in theirs and seed in shorter]  # fmt: skip
     both = [math.log(late / soon) for soon, late, _ in pairs if soon and late]
     bounds = [math.log((late or end) / soon) for soon, late, end in pairs if soon]
     return {
@@ -157,6 +159,11 @@ def compared(arms: Mapping[str, Mapping[str, Figures]], start: str, target: floa
     }
 
 
+def _sooner(*costs: float | None) -> float | None:
+    """The least of what is there."""
+    return min((cost for cost in costs if cost is not None), default=None)
+
+
 def _geometric(logs: list[float]) -> Figures:
     """Geometric mean and 95 % interval."""
     bound = t_interval(logs)
@@ -165,7 +172,7 @@ def _geometric(logs: list[float]) -> Figures:
 
 def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     """Write it down."""
-    starts = [start for start in STARTS if all(f"{method}, {start}" in arms for method in METHODS)]
+    starts = [start for start in STARTS if all(f"{method}, {start}" in arms for method in GFLOPS)]
     against = {cost: {start: [compared(arms, start, target, cost) for target in TARGETS[start]] for start in starts}
                for cost in ("gflops", "gflops_all_learnt")}  # fmt: skip
     settings = {"problems": PROBLEMS, "operands": LONG, "gflops": GFLOPS, "looks": LOOKS, "teacher": TEACHER,
