@@ -18,7 +18,8 @@ RATES = {"distillation": (1e-4, 3e-4, 1e-3), "reinforcement": (3e-5, 1e-4, 3e-4)
 """Of one grid of four, the best of a method and its neighbours."""
 SHAPES = {"distillation": (16, 1), "reinforcement": (16, 8)}
 """Problems of a step and answers to each."""
-OTHERS = [Way("distillation", 3e-4, 8), Way("reinforcement", 1e-4, 8, 8), Way("reinforcement", 1e-4, 4, 8)]
+OTHERS = [Way("distillation", 3e-4, 8), Way("distillation", 3e-4, 4), Way("reinforcement", 1e-4, 8, 8), Way("reinforcement", 1e-4, 4, 8),
+          Way("reinforcement", 1e-4, 8, 4)]  # fmt: skip
 GFLOPS = {"distillation": 80, "reinforcement": 160}
 """What a run may spend here, at most."""
 START = "beginner"

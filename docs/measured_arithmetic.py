@@ -102,11 +102,15 @@ def reward() -> str:
     return table(columns, rows)
 
 
-def ways() -> str:
-    """What was chosen for either method."""
-    found = results("arith_reward")["settings"]["ways"]
-    rows = [[method, f"{way['rate']:g}", f"{way['problems']} x {way['group']}"] for method, way in found.items()]
-    return table(["method", "learning rate", "problems of a step x answers"], rows)
+def grid() -> str:
+    """What was tried for either method, on development problems."""
+    found = results("arith_reward_grid")
+    chosen = {f"{way['method']}, rate {way['rate']:g}, {way['problems']} x {way['group']}" for way in found["chosen"].values()}
+    rows = [
+        [*way.replace("rate ", "").split(", "), f"{curve[-1][0]:.0f}", f"{100 * curve[-1][1]:.1f}", "yes" if way in chosen else ""]
+        for way, curve in found["gflops_and_reward"].items()
+    ]
+    return table(["method", "learning rate", "problems of a step x answers", "GFLOPs", "reward at the end, %", "chosen"], rows)
 
 
 def _costs(values: list[float | None]) -> str:
@@ -135,4 +139,4 @@ def _points(each: dict[str, Any] | None) -> str:
 
 
 TABLES = {"arith_cast": cast, "arith_best_of": best_of, "arith_compute_matched": compute_matched, "arith_divergences": divergences,
-          "arith_orders": orders, "arith_prompts": prompts, "arith_reward": reward, "arith_ways": ways}  # fmt: skip
+          "arith_orders": orders, "arith_prompts": prompts, "arith_reward": reward, "arith_grid": grid}  # fmt: skip
