@@ -258,6 +258,5 @@ CAST = {
     "master": Role(Size(3, 96), 2400, 1, 2e-3, LONG),
     "novice": Role(Size(2, 64), 940, 3, operands=LONG),
     "beginner": Role(Size(2, 64), 1000, 3, operands=LONG),
-    "learner": Role(Size(2, 64), 1500, 3, operands=LONG),
 }
-"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn; for long problems, a teacher and three starts."""
+"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn; for long problems, a teacher and two starts."""

@@ -43,7 +43,7 @@ def compute_matched() -> str:
     text = [
         [f"{teacher}, {budget}", f"{each['answers']['mean']:.0f}", f"{each['teacher_gflops']['mean']:.1f}", f"{each['rows']['mean']:.0f}",
          _percent(each["coverage"]), _value(each["diversity"]), _percent(each["rows_false_positives"])]
-        for budget in budgets for teacher in ("strong", "weak") for each in [means[f"student from {teacher}, {budget}"]]
+        for budget in budgets for teacher in ("strong", "weak") if (each := means.get(f"student from {teacher}, {budget}"))
     ]  # fmt: skip
     learnt = [
         [f"{who}, {budget}", str(means[weak]["seeds"]), *(_percent(means[arm]["accuracy"]) for arm in (strong, weak)),
