@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from arith_lab import PASS, Figures, Lab, difference, draw, experiment, plot, point, publish, summary, taught
-from arithmetic import ANSWER_TOKENS, opened, problems, sample, student, write_rows
+from arithmetic import SHORT, answer_tokens, opened, problems, sample, student, write_rows
 
 import limbeck as lb
 
-PROBLEMS, STEPS, SEQUENCES, LEARNING_RATE = 1000, 80, 64, 1e-3
+PROBLEMS, STEPS, SEQUENCES, LEARNING_RATE = 1000, 60, 64, 1e-3
 DIVERGENCES: dict[str, lb.Divergence] = {"ForwardKL": lb.ForwardKL(), "JSD(0.1)": lb.JSD(0.1), "JSD(0.5)": lb.JSD(0.5), "JSD(0.9)": lb.JSD(0.9),
                                          "ReverseKL": lb.ReverseKL()}  # fmt: skip
 FRACTIONS = {"supervised": 0.0, "mixed": 0.5, "on-policy": 1.0}
@@ -29,7 +29,7 @@ def source(lab: Lab, fraction: float, seed: int, folder: Path) -> lb.Source:
     """Own text with probability `fraction`, else the teacher's."""
     asked = problems(PROBLEMS, 300 + seed)
     own = lb.OnPolicy(write_rows(folder / "asked.jsonl", [{"prompt": problem} for problem in asked]), sequences=SEQUENCES,
-                      sampling=lb.Sampling(max_tokens=ANSWER_TOKENS))  # fmt: skip
+                      sampling=lb.Sampling(max_tokens=answer_tokens(SHORT)))  # fmt: skip
     texts, _ = sample(opened(lab.model(TEACHER)), asked, seed=seed)
     rows = [{"prompt": problem, "completion": text} for problem, (text,) in zip(asked, texts, strict=True)]
     ready = lb.Corpus(write_rows(folder / "text.jsonl", rows), sequences=SEQUENCES, written_by="teacher")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arithmetic import CAST, SIZE, looked_at, opened, problems
+from arithmetic import CAST, SHORT, looked_at, opened, problems, prompt_tokens
 from measure import COLOURS, machine
 
 import limbeck as lb
@@ -26,9 +26,11 @@ from limbeck.files import read_json, read_jsonl, write_json, write_text
 from limbeck.student import Student
 
 RESULTS = Path(__file__).parent / "results"
-TESTED = 500
-"""Held-out problems."""
+TESTED = 250
+"""Problems of the test."""
 PASS = 8192
+SEEDS = range(1, 6)
+"""That are published. Settings were chosen with seed 0."""
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a two-sided 95 % interval, by the count of values."""
 
@@ -37,9 +39,9 @@ Make = Callable[["Lab", str, int, Path], Figures]
 """Given an arm, a seed and an empty folder to work in, what was found."""
 
 
-def test_set() -> list[str]:
-    """The held-out problems, the same for all."""
-    return problems(TESTED, 1, held_out=True)
+def test_set(size: int = SHORT) -> list[str]:
+    """The problems of the test, the same for all."""
+    return problems(TESTED, 1, "test", size)
 
 
 def t_interval(values: Sequence[float]) -> list[float] | None:
@@ -56,6 +58,7 @@ class Lab:
 
     name: str
     work: Path
+    roles: tuple[str, ...]
 
     def model(self, role: str) -> str:
         """Folder of one of the cast, trained where it is not there."""
@@ -75,10 +78,11 @@ class Lab:
 
     def cast(self) -> Figures:
         """What the models of the cast are and can do before all."""
-        return {role: self.once(f"cast/{role}", lambda role=role: self._looked_at(role)) for role in CAST}
+        return {role: self.once(f"cast/{role}", lambda role=role: self._looked_at(role)) for role in self.roles}
 
     def _looked_at(self, role: str) -> Figures:
-        return {"parameters": self.parameters(role), "steps": CAST[role].steps, **looked_at(opened(self.model(role)), test_set())}
+        tested = test_set(CAST[role].operands)
+        return {"parameters": self.parameters(role), "steps": CAST[role].steps, **looked_at(opened(self.model(role)), tested)}
 
     def run(self, arm: str, seed: int, make: Make) -> Figures:
         """One arm and seed, once; what it wrote on the way is dropped."""
@@ -128,13 +132,23 @@ def taught(recipe: lb.Recipe, out: Path) -> tuple[Student, Figures]:
 
 
 def tokens_read(out: Path, sequences: int) -> list[int]:
-    """Tokens of each step of a run, prompts among them. sequences: of a step."""
-    return [row["tokens"] + sequences * (SIZE + 1) for row in read_jsonl(out / "metrics.jsonl") if "evaluation" not in row]
+    """Tokens of each step of a run, prompts of short problems among them. sequences: of a step."""
+    return [row["tokens"] + sequences * prompt_tokens(SHORT) for row in read_jsonl(out / "metrics.jsonl") if "evaluation" not in row]
 
 
 def looks(out: Path, figure: str) -> dict[int, float]:
-    """Greedy accuracy or reward at the steps at which a run was looked at."""
+    """A figure at the steps at which a run was looked at."""
     return {int(step): each["solved"][figure] for step, each in read_json(out / "evaluations.json").items()}
+
+
+def mean_curve(by_seed: Mapping[str, Figures]) -> list["Point"]:
+    """Means over seeds at each look but the first, with their intervals."""
+    found = list[Point]()
+    for points in zip(*(each["curve"][1:] for each in by_seed.values()), strict=True):
+        rewards = [each["reward"] for each in points]
+        mean = {"mean": statistics.mean(rewards), "interval": t_interval(rewards)}
+        found.append(point(statistics.mean(each["gflops"] for each in points), mean))
+    return found
 
 
 def publish(name: str, figures: Figures) -> None:
@@ -143,18 +157,18 @@ def publish(name: str, figures: Figures) -> None:
 
 
 def experiment(name: str, about: str | None, arms: Sequence[str], make: Make, told: Callable[[Lab, dict[str, dict[str, Figures]]], None],
-               seeds: int = 3) -> None:  # fmt: skip
+               seeds: range = SEEDS, roles: tuple[str, ...] = ("strong", "weak", "student")) -> None:  # fmt: skip
     """The command line of an experiment: as many runs as there is time for, results written after each."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path, help="folder of models and runs, kept between calls and shared by the experiments")
     parser.add_argument("--minutes", type=float, default=20.0, help="no run begins after them")
-    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--seeds", type=int, default=len(seeds), help="of all, the first so many")
     parser.add_argument("--arm", action="append", choices=arms, help="of all, these")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    lab, began = Lab(name, asked.work), time.monotonic()
+    lab, began = Lab(name, asked.work, roles), time.monotonic()
     lab.cast()
-    for seed in range(asked.seeds):
+    for seed in seeds[: asked.seeds]:
         for arm in asked.arm or arms:
             if time.monotonic() - began > 60 * asked.minutes:
                 print("no time for more: the same command goes on", flush=True)

@@ -9,17 +9,16 @@ the reward (the share of draws at temperature 1 that are right) is looked at alo
 another order. Writes `arith_prompts.json`, `.svg` and `arith_prompts_flops.svg`.
 """
 
-import statistics
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from arith_lab import PASS, Figures, Lab, difference, draw, experiment, looks, plot, point, publish, summary, t_interval, taught, tokens_read
-from arithmetic import ANSWER_TOKENS, SEQUENCE_TOKENS, Solved, opened, problems, sample, student, write_rows
+from arith_lab import PASS, Figures, Lab, difference, draw, experiment, looks, mean_curve, plot, point, publish, summary, taught, tokens_read
+from arithmetic import SHORT, Solved, answer_tokens, opened, problems, prompt_tokens, sample, student, write_rows
 
 import limbeck as lb
 
-COUNTS = (32, 128, 512, 2048)
+COUNTS = (32, 256, 2048)
 STEPS, SEQUENCES, EVERY, LEARNING_RATE = 100, 64, 25, 1e-3
 ARMS = [f"{way}, {count} problems" for count in COUNTS for way in ("online", "offline")]
 TEACHER, STUDENT = "strong", "student"
@@ -31,7 +30,7 @@ def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
     asked = problems(count, 400 + seed)
     if online:
         path = write_rows(folder / "asked.jsonl", [{"prompt": problem} for problem in asked])
-        source: lb.Source = lb.OnPolicy(path, sequences=SEQUENCES, sampling=lb.Sampling(max_tokens=ANSWER_TOKENS))
+        source: lb.Source = lb.OnPolicy(path, sequences=SEQUENCES, sampling=lb.Sampling(max_tokens=answer_tokens(SHORT)))
     else:
         texts, _ = sample(opened(lab.model(TEACHER)), asked, seed=seed)
         rows = [{"prompt": problem, "completion": text} for problem, (text,) in zip(asked, texts, strict=True)]
@@ -52,7 +51,7 @@ def curve(lab: Lab, online: bool, count: int, run: Path) -> list[Figures]:
         if online:
             flops = read[step] * (8 * learner + 2 * teacher)
         else:  # what is not read yet need not have been written: written and scored once each
-            flops = read[step] * 6 * learner + min(count, step * SEQUENCES) * SEQUENCE_TOKENS * 4 * teacher
+            flops = read[step] * 6 * learner + min(count, step * SEQUENCES) * (prompt_tokens(SHORT) + answer_tokens(SHORT)) * 4 * teacher
         points.append({"step": step, "gflops": round(1e-9 * flops, 3), "reward": earned})
     return points
 
@@ -66,18 +65,9 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     against_count = {way: [point(count, means[arm]["pass@1"]) for count in COUNTS if (arm := f"{way}, {count} problems") in means]
                      for way in ("online", "offline")}  # fmt: skip
     draw(lab.name, plot(against_count, "problems", "reward", f"Quality against the number of problems, {STEPS} steps", log_x=True))
-    against_flops = {arm: _mean_curve(by_seed) for arm, by_seed in arms.items() if int(arm.split()[1]) in (COUNTS[1], COUNTS[-1])}
+    against_flops = {arm: mean_curve(by_seed) for arm, by_seed in arms.items() if int(arm.split()[1]) in (COUNTS[0], COUNTS[-1])}
     if against_flops:
         draw(f"{lab.name}_flops", plot(against_flops, "GFLOPs of student and teacher", "reward", "Quality against FLOPs", log_x=True))
-
-
-def _mean_curve(by_seed: dict[str, Any]) -> list[tuple[float, float, float, float]]:
-    """Means over seeds at each step, with their intervals."""
-    found = list[tuple[float, float, float, float]]()
-    for points in zip(*(each["curve"][1:] for each in by_seed.values()), strict=True):
-        mean = {"mean": statistics.mean(each["reward"] for each in points), "interval": t_interval([each["reward"] for each in points])}
-        found.append(point(statistics.mean(each["gflops"] for each in points), mean))
-    return found
 
 
 if __name__ == "__main__":

@@ -1,111 +1,187 @@
 """FLOPs to equal reward: distillation on the student's own text against reinforcement learning with the exact verifier.
 
+    python benchmarks/arith_reward_grid.py --work FOLDER
     python benchmarks/arith_reward.py --work FOLDER
 
-Distillation is reverse KL to the teacher on one answer to each of 64 problems a step; reinforcement learning is REINFORCE less
-the mean of a group of 8 answers to each of 16 problems, at several learning rates, of which the best is compared. Both start
-from the same student, read the same problems, and pay for every token: 2 S to write it, 6 S to learn from it and, in
-distillation, 2 T for the teacher to score it, S and T the parameters (T is about 8 S). The reward, the share of draws at
-temperature 1 that are right, is looked at along the way; FLOPs to a reward are those at which it is first reached, between
-two looks by a straight line.
-Aimed at: a tenth of the FLOPs. A seed is other problems, draws and another order. Writes `arith_reward.json` and `.svg`.
+Distillation is reverse KL to a teacher of three times the student's size on the student's answers; reinforcement learning is
+REINFORCE less the mean of a group of answers to one problem. Sums of ten operands: one reward at the end of 21 tokens. Both start
+from the same student, read the same problems, have one grid of learning rates, each with several shapes of a step, and are
+compared at their best on the development problems, where they were chosen with a seed that is not published.
+Both pay for every token: 2 S to write it, 6 S to learn from it and, in distillation, 2 T for the teacher to score it, S and T
+the parameters. Answers without credit (of groups that are all right or all wrong) have no gradient: reinforcement is charged 2 S
+for them, and not 8 S. The reward is the share of draws at temperature 1 that are right, looked at along the way on test problems;
+FLOPs to a reward are those at which it is first reached, between two looks by a straight line.
+Aimed at: a tenth of the FLOPs; a fifth at least. A seed is other problems, draws and another order. Writes `arith_reward.json`
+and `.svg`.
 """
 
 import math
 import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from arith_lab import PASS, Figures, Lab, draw, experiment, looks, plot, point, publish, summary, t_interval, taught, tokens_read
-from arithmetic import ANSWER_TOKENS, Solved, problems, student, write_rows
+from arith_lab import PASS, Figures, Lab, draw, experiment, looks, mean_curve, plot, publish, t_interval
+from arithmetic import LONG, Solved, answer_tokens, problems, prompt_tokens, student, write_rows
 
 import limbeck as lb
+from limbeck.batch import Batch
+from limbeck.files import append_jsonl, read_json, read_jsonl
+from limbeck.sources import Share
+from limbeck.vocabulary import Vocabulary
 
-PROBLEMS = 4096
-DISTILLED = "distillation"
-RATE, RATES = 1e-3, (1e-4, 3e-4)
-LEARNT = {f"reinforcement, rate {rate:g}": rate for rate in RATES}
-ARMS = [DISTILLED, *LEARNT]
-STEPS = {DISTILLED: (150, 10), **dict.fromkeys(LEARNT, (200, 20))}
-"""How many, and after how many the student is looked at."""
-GROUP, ASKED = 8, 16
-SEQUENCES = {DISTILLED: 64, **dict.fromkeys(LEARNT, GROUP * ASKED)}
-TARGETS = (0.31, 0.33, 0.35, 0.375, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
-TEACHER, STUDENT = "strong", "student"
-
-
-def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
-    """Learn by one of the ways."""
-    path = write_rows(folder / "asked.jsonl", [{"prompt": problem} for problem in problems(PROBLEMS, 500 + seed)])
-    sampling, (steps, every) = lb.Sampling(max_tokens=ANSWER_TOKENS), STEPS[arm]
-    if arm == DISTILLED:
-        source = lb.OnPolicy(path, sequences=SEQUENCES[arm], sampling=sampling)
-        recipe = lb.Recipe(student(lab.model(STUDENT), RATE), source, lb.Local(lab.model(TEACHER), dtype="float32"), lb.ReverseKL(), steps=steps,
-                           tokens_per_pass=PASS, seed=seed, save_every=None, evaluations=[Solved()], evaluate_every=every)  # fmt: skip
-    else:
-        source = lb.OnPolicy(path, sequences=ASKED, group=GROUP, sampling=sampling, reward="arithmetic:reward")
-        recipe = lb.Recipe(student(lab.model(STUDENT), LEARNT[arm]), source, objective=lb.PolicyGradient(), steps=steps,
-                           tokens_per_pass=PASS, seed=seed, save_every=None, evaluations=[Solved()], evaluate_every=every)  # fmt: skip
-    figures = taught(recipe, folder / "run")[1]
-    scored = 2 * lab.parameters(TEACHER) if arm == DISTILLED else 0
-    read = [0, *accumulate(tokens_read(folder / "run", SEQUENCES[arm]))]
-    points = [{"step": step, "gflops": round(1e-9 * read[step] * (8 * lab.parameters(STUDENT) + scored), 4), "reward": earned}
-              for step, earned in looks(folder / "run", "reward").items()]  # fmt: skip
-    return {**figures, "curve": points}
+PROBLEMS = 20000
+METHODS = ("distillation", "reinforcement")
+SHORTER = "shorter reinforcement"
+"""The rate falls to nothing at the end of a run, so that a run of half the length may be sooner at a low reward."""
+STARTS = ("beginner", "novice")
+"""Of the cast: what the student knows when either begins."""
+TEACHER = "master"
+GFLOPS, LOOKS = {"distillation": 80, "reinforcement": 320, SHORTER: 160}, 10
+"""What a run may spend, and how often the student is looked at on the way."""
+TARGETS = {"novice": (0.05, 0.1), "beginner": (0.22, 0.24, 0.26, 0.28, 0.3, 0.32)}
+ARMS = [f"{method}, {start}" for start in STARTS for method in GFLOPS]
+RESULT = Path(__file__).parent / "results" / "arith_reward_grid.json"
 
 
-def reached(curve: list[Figures], target: float) -> float | None:
+@dataclass(frozen=True)
+class Way:
+    """Settings of a method. problems: of a step. group: answers to each."""
+
+    method: str
+    rate: float
+    problems: int
+    group: int = 1
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.method}, rate {self.rate:g}, {self.problems} x {self.group}"
+
+
+@lb.part
+class Charged(lb.Source):
+    """Another source; for each step a line in a file says how many tokens were read and written, and how many of them have credit."""
+
+    source: lb.Source
+    path: str
+
+    @property
+    def writers(self) -> frozenset[str]:
+        """The other's."""
+        return self.source.writers
+
+    @property
+    def rewarded(self) -> bool:
+        """Where the other is."""
+        return self.source.rewarded
+
+    def load(self, vocabulary: Vocabulary, share: Share) -> "Charged":
+        """Open the other."""
+        return replace(self, source=self.source.load(vocabulary, share))
+
+    def draw(self, step: int, student: lb.Student) -> Batch:
+        """Let the other draw, and count."""
+        batch = self.source.draw(step, student)
+        learnt_B = batch.lengths_B if batch.credit_B is None else batch.lengths_B * (batch.credit_B != 0)
+        append_jsonl(Path(self.path), {"step": step, "written": int(batch.lengths_B.sum()), "learnt": int(learnt_B.sum())})
+        return batch
+
+
+def recipe(lab: Lab, way: Way, start: str, seed: int, folder: Path, part: str, gflops: float) -> lb.Recipe:
+    """A method's run, looked at on problems of this part."""
+    path = write_rows(folder / "asked.jsonl", [{"prompt": problem} for problem in problems(PROBLEMS, 500 + seed, size=LONG)])
+    own = lb.OnPolicy(path, sequences=way.problems, group=way.group, sampling=lb.Sampling(max_tokens=answer_tokens(LONG)))
+    flops = 8 * lab.parameters(start) + (2 * lab.parameters(TEACHER) if way.method == "distillation" else 0)
+    steps = int(1e9 * gflops / (flops * way.problems * way.group * (prompt_tokens(LONG) + answer_tokens(LONG))))
+    learns = student(lab.model(start), way.rate)
+    shared: dict[str, Any] = {"steps": steps, "tokens_per_pass": PASS, "seed": seed, "save_every": None,
+                              "evaluations": [Solved(part=part, size=LONG, whole=True)], "evaluate_every": max(1, steps // LOOKS)}  # fmt: skip
+    charges = str(folder / "charges.jsonl")
+    if way.method == "distillation":
+        return lb.Recipe(learns, Charged(own, charges), lb.Local(lab.model(TEACHER), dtype="float32"), lb.ReverseKL(), **shared)
+    return lb.Recipe(learns, Charged(replace(own, reward="arithmetic:whole"), charges), objective=lb.PolicyGradient(), **shared)
+
+
+def learnt(lab: Lab, way: Way, start: str, seed: int, folder: Path, part: str, gflops: float) -> Figures:
+    """Reward against FLOPs of a method."""
+    lb.distill(recipe(lab, way, start, seed, folder, part, gflops), folder / "run")
+    of_student, scored = lab.parameters(start), 2 * lab.parameters(TEACHER) if way.method == "distillation" else 0
+    steps = {each["step"]: each for each in read_jsonl(folder / "charges.jsonl")}  # a first draw may be taken twice
+    paid = [0, *accumulate((2 * of_student + scored) * each["written"] + 6 * of_student * each["learnt"] for each in steps.values())]
+    plain = [0, *accumulate((8 * of_student + scored) * each["written"] for each in steps.values())]
+    curve = [{"step": step, "gflops": round(1e-9 * paid[step], 3), "gflops_all_learnt": round(1e-9 * plain[step], 3), "reward": earned}
+             for step, earned in looks(folder / "run", "reward").items()]  # fmt: skip
+    return {"way": asdict(way), "curve": curve}
+
+
+def reached(curve: list[Figures], target: float, cost: str = "gflops") -> float | None:
     """GFLOPs at which a curve first reaches a reward; None where it never does."""
     for before, after in pairwise(curve):
         if before["reward"] < target <= after["reward"]:
             share = (target - before["reward"]) / (after["reward"] - before["reward"])
-            return before["gflops"] + share * (after["gflops"] - before["gflops"])
+            return before[cost] + share * (after[cost] - before[cost])
     return None
 
 
-def compared(arms: dict[str, dict[str, Any]], learnt: str) -> list[Figures]:
-    """For each target: FLOPs of either, and how many times as many reinforcement takes, seed by seed (geometric mean)."""
-    rows = list[Figures]()
-    for target in TARGETS:
-        pairs = [(reached(each["curve"], target), reached(arms[learnt][seed]["curve"], target), arms[learnt][seed]["curve"][-1]["gflops"])
-                 for seed, each in arms[DISTILLED].items() if seed in arms[learnt]]  # fmt: skip
-        both = [(mine, theirs) for mine, theirs, _ in pairs if mine and theirs]
-        logs, bound = [math.log(theirs / mine) for mine, theirs in both], t_interval([math.log(theirs / mine) for mine, theirs in both])
-        rows.append({
-            "reward": target, "seeds": len(pairs), "seeds_where_both_reach_it": len(both),
-            "distillation_gflops": [mine and round(mine, 3) for mine, _, _ in pairs],
-            "reinforcement_gflops": [theirs and round(theirs, 3) for _, theirs, _ in pairs],
-            "times": round(math.exp(statistics.mean(logs)), 2) if both else None,
-            "times_interval": bound and [round(math.exp(each), 2) for each in bound],
-            "times_at_least_where_not_reached": [round(end / mine, 1) for mine, theirs, end in pairs if mine and not theirs],
-        })  # fmt: skip
-    return rows
+def chosen() -> dict[str, Way]:
+    """The ways that were best on development problems."""
+    return {method: Way(**way) for method, way in read_json(RESULT)["chosen"].items()}
+
+
+def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
+    """Learn by one of the methods, from one of the starts."""
+    method, start = arm.split(", ")
+    return learnt(lab, chosen()[method.removeprefix("shorter ")], start, seed, folder, "test", GFLOPS[method])
+
+
+def compared(arms: Mapping[str, Mapping[str, Figures]], start: str, target: float, cost: str = "gflops") -> Figures:
+    """FLOPs of either method to a reward, and how many times as many reinforcement takes, seed by seed (geometric mean).
+
+    times_at_least: the same where reinforcement, wherever it does not reach it, is taken to do so at its end: a lower bound.
+    """
+    mine, theirs, shorter = (arms[f"{method}, {start}"] for method in GFLOPS)
+    pairs = [(reached(mine[seed]["curve"], target, cost), _sooner(reached(theirs[seed]["curve"], target, cost), reached(shorter[seed]["curve"],
+              target, cost)), theirs[seed]["curve"][-1][cost]) for seed in mine if seed in theirs and seed in shorter]  # fmt: skip
+    both = [math.log(late / soon) for soon, late, _ in pairs if soon and late]
+    bounds = [math.log((late or end) / soon) for soon, late, end in pairs if soon]
+    return {
+        "reward": target,
+        "seeds": len(pairs),
+        "distillation_gflops": [soon and round(soon, 2) for soon, _, _ in pairs],
+        "reinforcement_gflops": [late and round(late, 2) for _, late, _ in pairs],
+        "seeds_where_distillation_reaches_it": len(bounds),
+        "seeds_where_both_reach_it": len(both),
+        "times": _geometric(both) if len(both) == len(pairs) else None,
+        "times_at_least": _geometric(bounds) if len(bounds) == len(pairs) else None,
+    }
+
+
+def _sooner(*costs: float | None) -> float | None:
+    """The least of what is there."""
+    return min((cost for cost in costs if cost is not None), default=None)
+
+
+def _geometric(logs: list[float]) -> Figures:
+    """Geometric mean and 95 % interval."""
+    bound = t_interval(logs)
+    return {"mean": round(math.exp(statistics.mean(logs)), 2), "interval": bound and [round(math.exp(each), 2) for each in bound]}
 
 
 def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     """Write it down."""
-    means = {arm: summary(by_seed) for arm, by_seed in arms.items()}
-    tried = [arm for arm in LEARNT if arm in means]
-    best = max(tried, key=lambda arm: means[arm]["pass@1"]["mean"], default=None)
-    settings = {"steps_and_looks": STEPS, "sequences": SEQUENCES, "group": GROUP, "teacher": TEACHER, "student": STUDENT,
-                "learning_rates": {DISTILLED: RATE, **LEARNT}}  # fmt: skip
-    against = compared(arms, best) if best and DISTILLED in arms else []
-    publish(
-        lab.name, {"settings": settings, "cast": lab.cast(), "best_reinforcement": best, "to_equal_reward": against, "summary": means, "arms": arms}
-    )
-    draw(lab.name, plot({arm: _mean_curve(by_seed) for arm, by_seed in arms.items()}, "GFLOPs of student and teacher", "reward",
-                        "Reward against FLOPs", log_x=True))  # fmt: skip
-
-
-def _mean_curve(by_seed: dict[str, Any]) -> list[tuple[float, float, float, float]]:
-    """Means over seeds at each look but the first, with their intervals."""
-    found = list[tuple[float, float, float, float]]()
-    for points in zip(*(each["curve"][1:] for each in by_seed.values()), strict=True):
-        mean = {"mean": statistics.mean(each["reward"] for each in points), "interval": t_interval([each["reward"] for each in points])}
-        found.append(point(statistics.mean(each["gflops"] for each in points), mean))
-    return found
+    starts = [start for start in STARTS if all(f"{method}, {start}" in arms for method in GFLOPS)]
+    against = {cost: {start: [compared(arms, start, target, cost) for target in TARGETS[start]] for start in starts}
+               for cost in ("gflops", "gflops_all_learnt")}  # fmt: skip
+    settings = {"problems": PROBLEMS, "operands": LONG, "gflops": GFLOPS, "looks": LOOKS, "teacher": TEACHER,
+                "ways": {method: asdict(way) for method, way in chosen().items()}}  # fmt: skip
+    publish(lab.name, {"settings": settings, "cast": lab.cast(), "to_equal_reward": against["gflops"],
+                       "to_equal_reward_where_all_is_learnt": against["gflops_all_learnt"], "arms": arms})  # fmt: skip
+    curves = {arm: mean_curve(by_seed) for arm, by_seed in arms.items()}
+    draw(lab.name, plot(curves, "GFLOPs of student and teacher", "reward", "Reward against FLOPs", log_x=True))
 
 
 if __name__ == "__main__":
-    experiment("arith_reward", __doc__, ARMS, make, told)
+    experiment("arith_reward", __doc__, ARMS, make, told, roles=(TEACHER, *STARTS))

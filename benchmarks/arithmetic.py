@@ -1,13 +1,14 @@
 """A task that tiny models learn on a CPU, with an exact verifier: a sum whose operands may be added in any order.
 
-A problem is SIZE digits and `=`; an answer adds them one at a time, and then says the sum. A number is one token:
+A problem is digits and `=`; an answer adds them one at a time, and then says the sum. A number is one token:
 
     4 8 2 7 3 6 =        4  8 12  7 19  2 21  6 27  3 30  = 30       (an operand, then each operand and the sum so far)
 
-Any order is right, so that a problem has up to SIZE! right answers: what a model knows shows in how often the sum is right,
-how many ways it keeps in the orders it takes. `reward` looks at the sum alone, as verifiers of mathematics do; `sound` at
-every step, so that a right sum by wrong steps (a false positive) is seen.
-Problems whose digits, read as a number, are divisible by HELD_OUT are never learnt from.
+Any order is right, so that a problem of 6 digits has up to 720 right answers: what a model knows shows in how often the sum
+is right, how many ways it keeps in the orders it takes. `reward` looks at the sum alone, as verifiers of mathematics do;
+`sound` at every step, so that a right sum by wrong steps (a false positive) is seen.
+A problem's digits, read as a number, are taken modulo 17: those of one remainder are for development, on which every setting
+was chosen, those of another are the test, for what is published; neither is ever learnt from.
 """
 
 import json
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,16 +35,23 @@ from limbeck.models import Model, open_model
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 
-SIZE = 6
+SHORT, LONG = 6, 10
 """Operands of a problem."""
-ANSWER_TOKENS = 2 * SIZE + 2
-"""Of a well-formed answer: operands and running sums, `=`, the result, the end."""
-SEQUENCE_TOKENS = SIZE + 1 + ANSWER_TOKENS
-HELD_OUT = 17
+MODULUS, REMAINDERS = 17, {"development": 0, "test": 1}
 END = "<end>"
-VOCABULARY = {token: n for n, token in enumerate([*map(str, range(9 * SIZE + 1)), "=", END, "?"])}
+VOCABULARY = {token: n for n, token in enumerate([*map(str, range(9 * LONG + 1)), "=", END, "?"])}
 
 Row = dict[str, Any]
+
+
+def prompt_tokens(size: int) -> int:
+    """Of a problem of so many operands: they and `=`."""
+    return size + 1
+
+
+def answer_tokens(size: int) -> int:
+    """Of a well-formed answer: operands and running sums, `=`, the result, the end."""
+    return 2 * size + 2
 
 
 def operands(problem: str) -> list[int]:
@@ -79,13 +87,24 @@ def sound(completion: str, problem: str) -> bool:
     return adds_up and sorted(taken) == sorted(operands(problem)) and int(said) == totals[-1]
 
 
-def problems(count: int, seed: int, held_out: bool = False) -> list[str]:
-    """Different problems, to learn from or held out."""
-    draw, found = random.Random(f"{seed} {held_out}"), dict[str, None]()
+def whole(completion: str, row: Row) -> float:
+    """1 where every step is right, not the sum alone."""
+    return float(sound(completion, row["prompt"]))
+
+
+def part_of(problem: str) -> str:
+    """What it is for: learning, development or the test."""
+    remainder = int("".join(problem.split()[:-1])) % MODULUS
+    return next((part for part, theirs in REMAINDERS.items() if theirs == remainder), "learning")
+
+
+def problems(count: int, seed: int, part: str = "learning", size: int = SHORT) -> list[str]:
+    """Different problems of so many operands."""
+    draw, found = random.Random(f"{seed} {part}"), dict[str, None]()
     while len(found) < count:
-        number = draw.randrange(10**SIZE)
-        if (number % HELD_OUT == 0) == held_out:
-            found[" ".join(f"{number:0{SIZE}d}") + " ="] = None
+        problem = " ".join(f"{draw.randrange(10**size):0{size}d}") + " ="
+        if part_of(problem) == part:
+            found[problem] = None
     return list(found)
 
 
@@ -96,15 +115,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> str:
     return str(path)
 
 
-def solved(count: int, seed: int) -> list[Row]:
+def solved(count: int, seed: int, size: int) -> list[Row]:
     """Problems with right answers."""
     draw = random.Random(seed)
-    return [{"prompt": problem, "completion": solution(problem, draw)} for problem in problems(count, seed)]
-
-
-def asked(count: int, seed: int) -> list[Row]:
-    """Problems alone."""
-    return [{"prompt": problem} for problem in problems(count, seed)]
+    return [{"prompt": problem, "completion": solution(problem, draw)} for problem in problems(count, seed, size=size)]
 
 
 @dataclass(frozen=True)
@@ -141,15 +155,15 @@ def opened(folder: Path | str) -> Model:
     return open_model(str(folder), Opening("float32"))
 
 
-def student(folder: Path | str, learning_rate: float) -> Student:
+def student(folder: Path | str, learning_rate: float, schedule: Literal["cosine", "constant"] = "cosine") -> Student:
     """A model for learning."""
-    return lb.Student(str(folder), lb.AdamW(learning_rate), dtype="float32")
+    return lb.Student(str(folder), lb.AdamW(learning_rate, schedule), dtype="float32")
 
 
 def sample(model: Model, asked: Sequence[str], temperature: float = 1.0, each: int = 1, seed: int = 0) -> tuple[list[list[str]], int]:
-    """`each` answers to every problem, and how many tokens were written."""
+    """`each` answers to every problem, all of one size, and how many tokens were written."""
     prompts = [model.vocabulary.ids(problem) for problem in asked for _ in range(each)]
-    sampling = lb.Sampling(max_tokens=ANSWER_TOKENS, temperature=temperature)
+    sampling = lb.Sampling(max_tokens=answer_tokens(len(operands(asked[0]))), temperature=temperature)
     written = write(model, prompts, sampling, seed, 0, range(len(prompts)), at_once=1024)
     texts = [model.vocabulary.text(new.tokens) for new in written]
     return [texts[n : n + each] for n in range(0, len(texts), each)], sum(len(new.tokens) for new in written)
@@ -165,12 +179,6 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any], seed: int = 0) -> l
     values = np.asarray(values, dtype=float)
     means = values[np.random.default_rng(seed).integers(0, len(values), (2000, len(values)))].mean(1)
     return [round(float(bound), 4) for bound in np.percentile(means, [2.5, 97.5])]
-
-
-def greedy(model: Model, asked: Sequence[str]) -> float:
-    """Share of problems whose greedy answer has the right result."""
-    texts, _ = sample(model, asked, temperature=0)
-    return sum(reward(text, {"prompt": problem}) for problem, (text,) in zip(asked, texts, strict=True)) / len(asked)
 
 
 def looked_at(model: Model, asked: Sequence[str], each: int = 16, seed: int = 0) -> dict[str, Any]:
@@ -205,17 +213,21 @@ def _entropy(texts: Sequence[str]) -> float:
 
 @lb.part
 class Solved(Evaluation):
-    """On held-out problems, along a run: greedy accuracy, and reward, the share of draws at temperature 1 whose sum is right."""
+    """On held-out problems, along a run: reward, the share of draws at temperature 1 whose sum is right, or (whole) every step."""
 
-    rows: int = 250
+    rows: int = 500
+    part: str = "test"
+    size: int = SHORT
+    whole: bool = False
     name: str = "solved"
 
     def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
         """Ask the student."""
-        asked = problems(self.rows, 1, held_out=True)
-        drawn, _ = sample(student.live, asked, each=2)
-        right = [reward(text, {"prompt": problem}) for problem, texts in zip(asked, drawn, strict=True) for text in texts]
-        return {"accuracy": greedy(student.live, asked), "reward": sum(right) / len(right)}
+        asked = problems(self.rows, 1, self.part, self.size)
+        drawn, _ = sample(student.live, asked, each=4)
+        verify = whole if self.whole else reward
+        right = [verify(text, {"prompt": problem}) for problem, texts in zip(asked, drawn, strict=True) for text in texts]
+        return {"reward": sum(right) / len(right)}
 
 
 @dataclass(frozen=True)
@@ -226,17 +238,25 @@ class Role:
     steps: int
     seed: int
     learning_rate: float = 3e-3
+    operands: int = SHORT
 
     def made(self, work: Path, name: str) -> str:
         """Its folder, trained where it is not there."""
         folder = work / "cast" / name
         if not (folder / "student").exists():
-            data = write_rows(work / "cast" / f"{name}.jsonl", solved(60000, 1000 + self.seed))
+            data = write_rows(work / "cast" / f"{name}.jsonl", solved(60000, 1000 + self.seed, self.operands))
             source = lb.Corpus(data, sequences=64)
             taught = student(self.size.folder(work / "cast" / f"{name}-untaught", self.seed), self.learning_rate)
             lb.distill(lb.Recipe(taught, source, steps=self.steps, tokens_per_pass=8192, save_every=None, seed=self.seed), folder)
         return str(folder / "student")
 
 
-CAST = {"strong": Role(Size(4, 128), 800, 1, 2e-3), "weak": Role(Size(3, 64), 560, 2), "student": Role(Size(2, 64), 600, 3)}
-"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn."""
+CAST = {
+    "strong": Role(Size(4, 128), 800, 1, 2e-3),
+    "weak": Role(Size(3, 64), 700, 2),
+    "student": Role(Size(2, 64), 600, 3),
+    "master": Role(Size(3, 96), 2400, 1, 2e-3, LONG),
+    "novice": Role(Size(2, 64), 940, 3, operands=LONG),
+    "beginner": Role(Size(2, 64), 1000, 3, operands=LONG),
+}
+"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn; for long problems, a teacher and two starts."""

@@ -33,6 +33,7 @@ from limbeck.sources import DataSets
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
+import measured_arithmetic  # noqa: E402
 from measured import table  # noqa: E402
 
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
@@ -242,7 +243,7 @@ def block(name: str) -> str:
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
-        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance,
+        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)
