@@ -8,14 +8,13 @@ its interval (paired bootstrap over sequences: both are measured on the same). T
 SmolLM2-135M on its own answers to prompts, and toys of two layers that learnt to repeat the colour of their prompt six times
 in ten.
 
-Writes `benchmarks/results/guidance.json` and `.svg`. About twelve minutes on one core.
+Writes `benchmarks/results/guidance.json` and `.svg`. About eight minutes of one core.
 """
 
 import argparse
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def main() -> None:
     """Measure, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    seeds, began = range(parser.parse_args().seeds), time.monotonic()
+    seeds = range(parser.parse_args().seeds)
     teacher = str(converted(packaged_teacher()))
     found: dict[str, Any] = {"toy": {"scale": TOY_SCALE, "steps": TOY_STEPS}, "SmolLM2-135M": {"scale": SCALE, "steps": STEPS}}
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +113,7 @@ def main() -> None:
         train, held = answers(teacher, PROMPTS, TRAINED, 0, work / "train.jsonl"), answers(teacher, HELDOUT, HELD, 1, work / "held.jsonl")
         for seed in seeds:
             found["SmolLM2-135M"][f"seed {seed}"] = guided(teacher, train, held, SCALE, seed, STEPS, 1e-4, work / f"smol-{seed}")
-    found |= {"machine": machine(), "seconds": round(time.monotonic() - began)}
+    found["machine"] = machine()
     write_json(HERE / "results" / "guidance.json", found)
     groups = {
         f"{what}, {name}": {who: by[who]["kl_nats"] for who in ("unguided", "student")}

@@ -83,8 +83,10 @@ def _fields(cls: type[Part]) -> "dict[str, dataclasses.Field[Any]]":
 
 @cache
 def _asked_types(cls: type[Part]) -> dict[str, Any]:
-    """What each field asks for, as types: a field itself may know its type as text only."""
-    return typing.get_type_hints(cls, include_extras=True)
+    """What each field asks for, as types: a field itself may know its type as text only. How a value is read is left out."""
+    found = typing.get_type_hints(cls, include_extras=True)
+    read = {name: typing.get_origin(asked) is typing.Annotated and asked != DataSets for name, asked in found.items()}
+    return {name: typing.get_args(asked)[0] if read[name] else asked for name, asked in found.items()}
 
 
 def _type(asked: Any) -> str:

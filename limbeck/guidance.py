@@ -122,7 +122,7 @@ class _Around(Teacher):
 class Guided(_Around):
     """Classifier-free guidance as a teacher: a student that learns from it needs one pass where guidance needs two.
 
-    `log p ∝ log p(y|x,c) + (scale - 1) [log p(y|x,c) - log p(y|x)]`, renormalised (arXiv 2306.17806, eq. 7; scale as
+    `log p ∝ log p(y|x,c) + (scale - 1) [log p(y|x,c) - log p(y|x)]`, renormalised (arXiv 2306.17806; scale as
     transformers' `guidance_scale`; 1 is the teacher itself). A temperature softens the guided distribution.
 
     teacher: a model's name, or any teacher that says whole distributions of any text. negative: the prompt in place of the

@@ -28,7 +28,8 @@ class Prefetch(Source):
     Step t is written with the weights that step t - ahead began with; the first steps with those of the start. Which these are
     never depends on how fast anything is, so a run has the same text each time, and a run that is resumed takes the draws with
     it that were under way. Tokens are `ahead` steps stale: terms of single tokens correct for it by their `ratio`, divergences
-    of whole distributions need nothing. It takes `ahead` copies of the weights that move. In one process alone; around `Mix`.
+    of whole distributions need nothing. It takes `ahead` copies of the weights that move. In one process alone; around a
+    `Mix`, not inside.
     """
 
     source: Source

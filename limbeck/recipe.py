@@ -176,7 +176,7 @@ def _stale(term: Term, recipe: Recipe) -> str | None:
         return f"{around} around Prefetch would not learn from every step that is drawn ahead; put it inside: Prefetch({around}(...))"
     if found and isinstance(term, PolicyGradient | SampledReverseKL) and term.ratio is None:
         return (
-            f"{term.name} is biased on tokens that the weights of {found[0].ahead} steps before wrote (Prefetch); weigh each by how much "
+            f"{term.name} is biased on tokens that older weights wrote, as with Prefetch(ahead={found[0].ahead}); weigh each by how much "
             "likelier it is now, truncated: ratio=2"
         )
     return None
