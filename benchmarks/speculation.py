@@ -38,7 +38,7 @@ from limbeck.sources import texts_of
 from limbeck.speculative import best_length, expected_tokens, speedup
 
 RESULTS = Path(__file__).parent / "results"
-LAYERS, SUPERVISED, OWN, SEQUENCES = 6, 240, 60, 8
+LAYERS, SUPERVISED, OWN, SEQUENCES = 6, 120, 40, 8
 TOKENS, TIMED, ROUNDS = 64, 48, 3
 TEMPERATURES = (1.0, 0.0)
 
