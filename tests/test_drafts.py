@@ -1,14 +1,13 @@
 """Writing with a draft as a user does it: from Python, in colour in the terminal, and the figures of a pair."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 import toys
+from test_cli import said
 
-from limbeck import cli
 from limbeck.batch import Batch, Text
 from limbeck.decoding import Round, Sampling
 from limbeck.drafts import generate, shown
@@ -117,16 +116,6 @@ def test_figures_of_a_pair(pair: tuple[Model, Model]) -> None:
     assert cost.cost > 0 and cost.row_cost >= 0 and len(found.speeds[2]) == 8 and 0 <= found.best_gamma[2] <= 8
     json.dumps(found.plain())
     assert costs(target, draft, [[1, 2, 3]], 3).rows == 3
-
-
-def said(arguments: str, home, monkeypatch, capsys) -> tuple[int, str, str]:
-    monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "argv", ["limbeck", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-        sys.exit(0)
-    out = capsys.readouterr()
-    return int(ended.value.code or 0), out.out, out.err
 
 
 def test_from_the_terminal(home, monkeypatch, capsys) -> None:
