@@ -39,7 +39,7 @@ from limbeck.speculative import best_length, expected_tokens, speedup
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS, SUPERVISED, OWN, SEQUENCES = 6, 120, 40, 8
-TOKENS, TIMED, ROUNDS = 64, 48, 3
+TOKENS, TIMED, ROUNDS = 64, 48, 2
 TEMPERATURES = (1.0, 0.0)
 
 

@@ -102,12 +102,12 @@ def shared(model: Model, rounds: int) -> dict[str, Any]:
 
 
 def limits(model: Model, found: dict[str, Any]) -> dict[str, Any]:
-    """What the arithmetic alone would take of a step of 32 rows, by a product of that shape measured here, and the share it is of ours."""
-    a_MK, b_KN = torch.ones(BATCH, 1536, dtype=model.compute), torch.ones(1536, 576, dtype=model.compute)
-    often = 200
-    took = statistics.median(seconds(lambda: [torch.mm(a_MK, b_KN) for _ in range(often)]) / often for _ in range(5))
-    step = took * model.parameters_total / b_KN.numel()
-    ours_step = BATCH / found["equal"]["tokens_per_second"]["ours"]["median"]
+    """What the products with all weights would take of a step of 32 rows, nothing else done, and the share that is of ours."""
+    layers = [each.weight for each in model.module.modules() if isinstance(each, torch.nn.Linear)]
+    rows = [torch.ones(BATCH, weight.shape[1], dtype=model.compute) for weight in layers]
+    with torch.no_grad():
+        times = [seconds(lambda: [torch.nn.functional.linear(x, weight) for x, weight in zip(rows, layers, strict=True)]) for _ in range(8)]
+    step, ours_step = statistics.median(times), BATCH / found["equal"]["tokens_per_second"]["ours"]["median"]
     return {"step_seconds": round(ours_step, 4), "products_seconds": round(step, 4), "share": round(step / ours_step, 3)}
 
 

@@ -245,7 +245,8 @@ def block(name: str) -> str:
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
-        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, **measured_arithmetic.TABLES,
+        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
+        **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

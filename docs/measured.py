@@ -179,7 +179,7 @@ def writing() -> str:
     ]
     shared = [[dtype, what, f"{took['median']:.2f}"] for dtype in dtypes for what, took in found[dtype]["shared_prompts"]["seconds"].items()]
     limit = found["bfloat16"]["limit"]
-    said = f"A step of 32 rows takes {1e3 * limit['step_seconds']:.0f} ms in bfloat16, of which products of that many rows alone would take "
+    said = f"A step of 32 rows takes {1e3 * limit['step_seconds']:.0f} ms in bfloat16, of which the products with its weights alone take "
     tables = [
         table(["arithmetic", "load", "who", "tokens/s", "times the faster of theirs (rounds)"], rows),
         table(["arithmetic", "64 prompts of 200 tokens, one token each", "seconds"], shared),
@@ -211,3 +211,30 @@ def across_tokenizers() -> str:
              "student taught by text": {"bits_a_byte": own["mean"], "interval": own["interval_over_seeds"]}, "teacher": found["teacher"]}  # fmt: skip
     rows = [[name, f"{each['bits_a_byte']:.3f}", f"{each['interval'][0]:.3f} to {each['interval'][1]:.3f}"] for name, each in shown.items()]
     return table(["on the teacher's answers to other prompts", "bits a byte", "95 % interval"], rows)
+
+
+def speculation() -> str:
+    """A draft before and after DistillSpec, and what it gains."""
+    found = results("speculation")
+    temperatures = [name for name in next(iter(found["drafts"].values())) if name.startswith("temperature")]
+    accepted = [
+        [temperature.removeprefix("temperature "), name, *(_between(each) for each in found["drafts"][name][temperature]["acceptance"].values())]
+        for temperature in temperatures
+        for name in found["drafts"]
+    ]
+    gains = [
+        [temperature.removeprefix("temperature "), name, rows, f"{each['cost']:.2f}", f"{each['row_cost']:.2f}", gamma, f"{gain['foretold']:.2f}",
+         f"{gain['measured']:.2f}", f"{100 * gain['share']:.0f}", f"{gain['tokens_a_round']:.2f} ({gain['foretold_tokens_a_round']:.2f})",
+         f"{each['times_assisted']:.2f}" if each["times_assisted"] else ""]
+        for temperature in temperatures for name in found["drafts"] for rows, each in found["drafts"][name][temperature].get("batches", {}).items()
+        for gamma, gain in each["gains"].items()
+    ]  # fmt: skip
+    columns = ["temperature", "draft", "batch", "c", "r", "proposed", "times as fast, foretold", "measured", "share, %",
+               "tokens a round (foretold)", "times transformers' assisted"]  # fmt: skip
+    same = [f"{rows}: {each['differ']} of {each['texts']} differ" for rows, each in found["greedy_float32"].items()]
+    tables = [table(["temperature", "draft", "acceptance on the target's text", "on the draft's"], accepted), table(columns, gains)]
+    return "\n\n".join([*tables, f"Greedy text beside plain greedy text in float32: {'; '.join(same)}.", _machine(found)])
+
+
+def _between(each: dict[str, Any]) -> str:
+    return f"{each['mean']:.3f} ({each['interval'][0]:.3f} to {each['interval'][1]:.3f})"

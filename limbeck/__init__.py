@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
+    from limbeck.evaluate import Verified as Verified
     from limbeck.guidance import Guided as Guided
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
@@ -74,7 +75,7 @@ _WHERE = {
     "drafts": "generate",
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
-    "evaluate": "Likelihood",
+    "evaluate": "Likelihood Verified",
     "guidance": "Guided Itself Privileged",
     "interleaved": "Interleaved",
     "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",

@@ -99,7 +99,7 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
         "evaluation": (heldout("data: train.jsonl, row: 1"), 'Likelihood has no setting "row"; did you mean "rows"?'),
         "name": (kd("objective=ReversKL"), 'there is no Part "ReversKL"; did you mean "ReverseKL"?'),
         "kind": (kd("teacher=Corpus('train.jsonl')"), "a Teacher was asked for, found Corpus("),
-        "typeless": (kd("source={sequences: 4}"), "a Source needs its type; one of: Corpus, CustomSource, Mix, OnPolicy"),
+        "typeless": (kd("source={sequences: 4}"), "a Source needs its type; one of: Corpus, CustomSource, Interleaved, Mix, "),
     },
     "type": {
         "word": (kd("steps=many"), "Recipe.steps: input should be a valid integer, unable to parse string as an integer, found 'many'"),
@@ -327,7 +327,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments: list[str], line: str, home
         (["dstill", "kd"], "No such command 'dstill'"),
         (["distill"], "Missing argument"),
         (["distill", "kd", "--tempature", "2"], "No such option: --tempature"),
-        (["evaluate", "--data", "train.jsonl"], "Missing option '--student'"),
+        (["evaluate", "--data", "train.jsonl"], "evaluate needs --student, or --target and --draft"),
         (["evaluate", "--student", "student", "--data", "train.jsonl", "--rows", "many"], "Invalid value for '--rows'"),
     ],
 )

@@ -26,9 +26,10 @@ from limbeck.teachers import Local, Silent, Teacher
 NEEDED = {"model": "a/b", "data": "a.jsonl", "prompts": "p.jsonl", "path": "a.jsonl", "function": "mod:f", "fraction": 0.25, "student": "a/b",
           "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl"),
           "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}, "base_url": "http://127.0.0.1/v1",
-          "teacher": Local("a"), "writer": Local("a"), "seeds": "seeds.jsonl", "count": 5, "scale": 1.5, "hint": "{answer}"}  # fmt: skip
+          "teacher": Local("a"), "writer": Local("a"), "seeds": "seeds.jsonl", "count": 5, "verifier": "Number()",
+          "scale": 1.5, "hint": "{answer}"}  # fmt: skip
 """A value for each setting that has no default."""
-EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}}
+EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}, "Order": {"prompts": Data("p.jsonl")}}
 """What parts need of which one or the other is enough."""
 
 

@@ -214,7 +214,7 @@ def test_a_local_model_that_babbles_is_no_judge(toy) -> None:
 def test_they_choose_the_best_of_what_is_written(which: int, toy, tmp_path) -> None:
     verifier = verifiers(toy)[which]
     order = Order(lb.Local(toy["teacher"], dtype="float32"), lb.Data(toy["prompts"]), samples=4, sampling=lb.Sampling(max_tokens=200, temperature=2),
-                  keep="best:1", above=-1e9, verifier=verifier, similarity=None)  # fmt: skip
+                  keep="best:1", above=-1e9, verifier=verifier, similarity=None, accept_license=[TERMS.name])  # fmt: skip
     card = write_corpus(order, tmp_path / "out")
     rows = read_jsonl(tmp_path / "out" / "corpus.jsonl")
     assert card.rows == len(rows) > 0 and all(isinstance(row["reward"], float) for row in rows)

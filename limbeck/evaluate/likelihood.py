@@ -67,7 +67,7 @@ class Likelihood(Evaluation):
         texts = self._written(student) if self.own_text else self._given(student)
         figures = measured(texts, student, teacher, self.tokens_per_pass, self.name)
         if self.own_text:
-            figures["samples"] = _all_ranks([_sample(text, student.live.vocabulary) for text in texts])[: self.samples]
+            figures["samples"] = all_ranks([_sample(text, student.live.vocabulary) for text in texts])[: self.samples]
         return figures
 
     def _rows(self) -> list[tuple[Any, Any]]:
@@ -95,7 +95,7 @@ class Likelihood(Evaluation):
         return [Text.answered(prompts[n], new.tokens, {**told_columns(rows[n][1]), "asked": asked_of(rows[n][1])}, new.logp) for n, new in pairs]
 
 
-def _all_ranks(mine: Sequence[T]) -> list[T]:
+def all_ranks(mine: Sequence[T]) -> list[T]:
     """The items of all ranks, dealt out in turn, in their first order."""
     shares = gathered(list(mine))
     return [share[place] for place in range(len(shares[0])) for share in shares if place < len(share)]
@@ -119,7 +119,7 @@ def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_p
                 for b, total in zip(cut, sums, strict=True):
                     sums_B[b][term] = total
             progress.advance(1, len(pass_.tokens_T))
-    return _figures(_all_ranks(sums_B))
+    return _figures(all_ranks(sums_B))
 
 
 def _measurable(said: Targets, teacher: Teacher) -> Objective:
