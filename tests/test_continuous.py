@@ -99,7 +99,11 @@ def test_a_memory_that_cannot_be_mixed_is_written_batch_by_batch(plain: Model, m
     groups=st.integers(1, 5), at_once=st.integers(1, 9), most=st.integers(1, 20), pauses=st.sets(st.integers(0, 40)),
 )  # fmt: skip
 def test_requests_are_answered_once_and_as_if_alone(plain: Model, prompts, groups: int, at_once: int, most: int, pauses: set[int]) -> None:
-    """Whatever comes, in groups and with pauses; a prompt is read once for neighbours that share it; no more is taken than is written."""
+    """Whatever comes, in groups and with pauses; a prompt is read once for neighbours that share it; no more is taken than is written.
+
+    Greedy: of texts without end a draw lands at last between two outcomes, where rounding decides.
+    """
+    sampling = Sampling(most, temperature=0)
     requests = [Request(prompt, 0, n * groups + g, tag=(n, g)) for n, prompt in enumerate(prompts) for g in range(groups)]
     under_way, most_under_way = 0, 0
 
@@ -113,7 +117,7 @@ def test_requests_are_answered_once_and_as_if_alone(plain: Model, prompts, group
             yield request
 
     found = {}
-    for request, written in compose(plain, asked(), Sampling(most), seed=1, at_once=at_once):
+    for request, written in compose(plain, asked(), sampling, seed=1, at_once=at_once):
         assert request.tag not in found
         found[request.tag] = written
         under_way -= 1
@@ -122,8 +126,8 @@ def test_requests_are_answered_once_and_as_if_alone(plain: Model, prompts, group
     neighbours = [before is not None and before.prompt == after.prompt for before, after in zip([None, *requests], requests, strict=False)]
     assert read == [0 if shared else len(request.prompt) for request, shared in zip(requests, neighbours, strict=True)] or _repeats(prompts)
     for n, prompt in enumerate(prompts):
-        (wanted,) = write(plain, [prompt], Sampling(most), 1, 0, [n * groups])
-        assert found[n, 0].tokens == wanted.tokens
+        (wanted,) = write(plain, [prompt], sampling, 1, 0, [n * groups])
+        assert all(found[n, g].tokens == wanted.tokens for g in range(groups))
 
 
 def _repeats(prompts: list[list[int]]) -> bool:

@@ -113,7 +113,7 @@ def test_minutes_become_steps(teacher, tmp_path) -> None:
     quickstart.quickstart(tmp_path / "run", teacher, layers=2, minutes=2.05, steps=None, prompts=8)
     plan = read_json(tmp_path / "run" / "plan.json")
     assert plan["steps"][0] + plan["steps"][1] >= 10
-    assert plan["steps"][1] == round(0.2 * sum(plan["steps"]))
+    assert plan["steps"][1] == round(quickstart.ON_POLICY_SHARE * sum(plan["steps"]))
 
 
 def test_the_shipped_prompts_are_what_they_say() -> None:
