@@ -1,7 +1,7 @@
 """Speculative decoding of SmolLM2-135M-Instruct with a draft that is distilled here: what it takes, what it gains.
 
-    python benchmarks/speculation.py --work FOLDER            # text, draft, DistillSpec: an hour on two cores; resumable
-    python benchmarks/speculation.py --work FOLDER --measure  # the figures alone, of the drafts that are there
+    python benchmarks/speculation.py --work FOLDER --teach    # text, draft, DistillSpec alone: half an hour; resumable
+    python benchmarks/speculation.py --work FOLDER            # what of that is missing, and the figures: a quarter of an hour more
 
 The draft is the target's LAYERS most influential layers, taught by forward KL on the target's answers (supervised distillation), and
 then by DistillSpec: it writes, the target scores, total variation. Measured on held-out prompts, at temperature 1 and greedily: acceptance

@@ -234,17 +234,17 @@ class Plain(Decoder):
 
 def write(
     model: "Model", prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
-    at_once: int = 64, told: Told = lambda tokens: None,
+    at_once: int = 64, told: Told = lambda tokens: None, decoder: Decoder | None = None,
 ) -> list[Written]:  # fmt: skip
     """Complete each prompt, up to and with its end token or `max_tokens`.
 
     rows: number of each prompt over all ranks, which with seed and step decides its random numbers. at_once: rows
-    written together, prompts of like lengths. told: called with the count of tokens just written.
+    written together, prompts of like lengths. told: called with the count of tokens just written. decoder: see `compose`.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     asked = (Request(prompts[n], step, rows[n], tag=n) for n in order)
     with torch.no_grad(), model.arithmetic():  # entered once: wider weights are narrowed once for the whole text
-        found = {request.tag: written for request, written in compose(model, asked, sampling, seed, at_once, told)}
+        found = {request.tag: written for request, written in compose(model, asked, sampling, seed, at_once, told, decoder)}
     return [found[n] for n in range(len(prompts))]
 
 

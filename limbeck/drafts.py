@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.data import Data, asked_of
-from limbeck.decoding import Decoder, Request, Round, Sampling, compose
+from limbeck.decoding import Decoder, Round, Sampling, write
 from limbeck.errors import DataError, RecipeError
 from limbeck.files import write_json, write_text
 from limbeck.machine import Opening, Precision
@@ -53,9 +53,8 @@ def generate(
     if empty := [n for n, each in enumerate(ids) if not each]:
         raise RecipeError(f"prompt {empty[0]} has no token; say something, or give the token that a text begins with")
     decoder = _decoder(writer, opened(draft, dtype), chosen, gamma, ids, at_once) if draft is not None and ids else None
-    asked = [Request(each, 0, n, tag=n) for n, each in sorted(enumerate(ids), key=lambda pair: len(pair[1]))]
-    found = {request.tag: written for request, written in compose(writer, asked, chosen, seed, at_once, decoder=decoder)}
-    return [Completion(writer.vocabulary.text(found[n].tokens), found[n].tokens, found[n].logp, found[n].rounds) for n in range(len(ids))]
+    found = write(writer, ids, chosen, seed, 0, range(len(ids)), at_once, decoder=decoder)
+    return [Completion(writer.vocabulary.text(each.tokens), each.tokens, each.logp, each.rounds) for each in found]
 
 
 def opened(model: "str | Model", dtype: Precision = "auto") -> "Model":

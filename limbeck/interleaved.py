@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from limbeck.batch import WRITERS, Batch, Text
 from limbeck.config import live, part
 from limbeck.data import Pool, other_columns
-from limbeck.decoding import Request, Sampling, Written, compose
+from limbeck.decoding import Sampling, Written, write
 from limbeck.distributed import is_sharded
 from limbeck.errors import RecipeError
 from limbeck.head import Head
@@ -79,19 +79,17 @@ class Interleaved(Source):
         asked = [(g, row, self._vocabulary.prompt(row, data)) for g, (data, row) in enumerate(taken) if g in mine]
         longest = min(self.max_prompt, student.live.context - 1, self._by.opened.context - 1)
         fitting = [each for each in asked if len(each[2]) <= longest]
-        requests = [Request(ids, step, g, tag=n) for n, (g, _, ids) in enumerate(fitting)]
-        written, head = student.lend(lambda pen: self._by.lend(lambda verifier: self._write(requests, verifier, pen)))
+        numbers, prompts = [g for g, _, _ in fitting], [ids for _, _, ids in fitting]
+        written, head = student.lend(lambda pen: self._by.lend(lambda verifier: self._write(prompts, step, numbers, verifier, pen)))
         texts = [Text.answered(ids, each.tokens, other_columns(row), each.logp) for (_, row, ids), each in zip(fitting, written, strict=True)]
         batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
         return self._scored(batch, written, head) if written else batch
 
-    def _write(self, requests: Sequence[Request], verifier: "Model", pen: "Model") -> tuple[list[Written], Head]:
+    def _write(self, prompts: list[list[int]], step: int, rows: list[int], verifier: "Model", pen: "Model") -> tuple[list[Written], Head]:
         """Both write; the texts, and the head that its hidden states have yet to meet."""
         decoder = Speculative(verifier, pen, self.sampling, self.accept, self.gamma, scores=True)
-        order = sorted(requests, key=lambda request: len(request.prompt))
-        found = {request.tag: written for request, written in compose(verifier, order, self.sampling, self._share.seed, decoder=decoder)}
-        head = verifier.head.apart() if is_sharded() else verifier.head
-        return [found[n] for n in range(len(requests))], head
+        written = write(verifier, prompts, self.sampling, self._share.seed, step, rows, decoder=decoder)
+        return written, verifier.head.apart() if is_sharded() else verifier.head
 
     def _scored(self, batch: Batch, written: Sequence[Written], head: Head) -> Batch:
         """With who wrote each token, and what the verifier said of it on the way."""

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from limbeck.batch import Batch, Text
-from limbeck.decoding import Request, Sampling, Written, compose, weights, write
+from limbeck.decoding import Sampling, Written, weights, write
 from limbeck.errors import RecipeError
 from limbeck.evaluate.likelihood import interval
 from limbeck.lazy import torch
 from limbeck.models import Model
 from limbeck.progress import Progress
-from limbeck.speculative import Lossless, Pace, Speculative, best_length, normed, speedup
+from limbeck.speculative import Lossless, Pace, Speculative, best_length, expected_tokens, normed, speedup
 
 CHUNK = 64
 """Rows of distributions that are in memory at once."""
@@ -137,9 +137,7 @@ def speculate(
 ) -> list[Written]:
     """Lossless text of the target's, drafts by the other."""
     decoder = Speculative(target, draft, sampling, Lossless(), gamma)
-    asked = [Request(prompt, 0, n, tag=n) for n, prompt in enumerate(prompts)]
-    found = {request.tag: written for request, written in compose(target, asked, sampling, seed, at_once, decoder=decoder)}
-    return [found[n] for n in range(len(prompts))]
+    return write(target, list(prompts), sampling, seed, 0, range(len(prompts)), at_once, decoder=decoder)
 
 
 def timed(
@@ -191,8 +189,6 @@ def acceptance(
 
 def _speeds(found: Acceptance, cost: Costs, most: int, measured: "tuple[Model, Model, Sequence[list[int]], Sampling] | None") -> None:
     """What the formula says of each length, and the clock of those about the best."""
-    from limbeck.speculative import expected_tokens
-
     best = best_length(found.on_target_text, cost.cost, cost.row_cost, most)
     found.best_gamma[cost.rows] = best
     tried = sorted({max(1, best - 1), max(1, best), min(most, best + 1)})
