@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from limbeck.attention import few_places
 from limbeck.batch import Batch
 from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
@@ -163,7 +164,7 @@ class Writing:
         self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(ids_BQ) if mask_BQ is None else mask_BQ], 1)
         last = self.model.context - 1  # rows that have ended may be written on past it, unheard
         whole, positions_BS = bool(self.mask_BS.all()), (self.mask_BS.cumsum(-1) - 1).clamp(0, last)
-        with self.model.arithmetic():
+        with self.model.arithmetic(), few_places(self.model.causal, ids_BQ.shape[1]):
             self.hidden_BQD = self.model.causal.get_decoder()(
                 input_ids=ids_BQ, attention_mask=None if whole else self.mask_BS, position_ids=positions_BS[:, -ids_BQ.shape[1] :],
                 past_key_values=self.cache, use_cache=True,
