@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from limbeck.adapters import LoRA as LoRA
     from limbeck.batch import Batch as Batch
     from limbeck.config import part as part
+    from limbeck.curriculum import Curriculum as Curriculum
     from limbeck.data import Data as Data
     from limbeck.decoding import Sampling as Sampling
     from limbeck.divergence import JSD as JSD
@@ -69,6 +70,7 @@ _WHERE = {
     "adapters": "LoRA",
     "batch": "Batch",
     "config": "part",
+    "curriculum": "Curriculum",
     "data": "Data",
     "decoding": "Sampling",
     "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",

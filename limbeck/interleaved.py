@@ -12,7 +12,7 @@ from limbeck.distributed import is_sharded
 from limbeck.errors import RecipeError
 from limbeck.head import Head
 from limbeck.lazy import torch
-from limbeck.sources import DataSets, Share, Source, check_sizes
+from limbeck.sources import DataSets, RowSource, Share, check_sizes
 from limbeck.speculative import InTopK, Rule, Speculative
 from limbeck.student import Student
 from limbeck.targets import Dense
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @part
-class Interleaved(Source):
+class Interleaved(RowSource):
     """Speculative knowledge distillation (Xu et al. 2024, arXiv 2410.11325): the student writes, and what the teacher finds unlikely it replaces.
 
     sequences: prompts of a step, over all ranks. verifier: "@teacher" is the recipe's, which must be a `Local`; another `Local` only

@@ -43,6 +43,10 @@ class Prefetch(Source):
     def __post_init__(self) -> None:
         if self.ahead < 1:
             raise RecipeError(f"Prefetch.ahead must be at least 1, found {self.ahead}; without it each step is drawn when it is learnt from")
+        if self.source.measures:
+            raise RecipeError(
+                f"{type(self.source).__name__} asks the student how it does, which is learning meanwhile; draw without Prefetch, or in another order"
+            )
 
     @property
     def writers(self) -> frozenset[str]:

@@ -14,14 +14,14 @@ from limbeck.environment import Environment
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
 from limbeck.reward import RunningBaseline, group_credit
-from limbeck.sources import DataSets, Share, Source, check_sizes
+from limbeck.sources import DataSets, RowSource, Share, check_sizes
 from limbeck.student import Student
 from limbeck.verifiers import Verifier
 from limbeck.vocabulary import Vocabulary
 
 
 @part
-class OnPolicy(Source):
+class OnPolicy(RowSource):
     """The student's own answers to prompts, written with its weights as they are (GKD, arXiv 2306.13649).
 
     sequences: prompts of a step, over all ranks, each answered `group` times. max_prompt: longer prompts are left out.

@@ -82,9 +82,30 @@ class Source(Licensed, ABC):
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether it asks the student for more than text, as only one that is learning can be asked."""
+        return False
+
+
+class RowSource(Source):
+    """Base of those that draw rows of data, `sequences` of them a step."""
+
+    sequences: int
+    _pool: Any
+
+    @property
+    def line(self) -> Pool:
+        """The rows that it draws, in their order."""
+        return self._pool
+
+    def follow(self, line: Any) -> None:
+        """Draw along another line of the same rows: whatever has `take(first, count)`, as a pool has."""
+        self._pool = line
+
 
 @part
-class Corpus(Source):
+class Corpus(RowSource):
     """Text that lies ready, written by people or by a teacher before.
 
     sequences: rows of a step, over all ranks. max_tokens: longer sequences are cut there; rows whose prompt alone is
@@ -158,6 +179,11 @@ class Mix(Source):
     def chosen(self) -> bool:
         """Only where both are chosen."""
         return self.first.chosen and self.second.chosen
+
+    @property
+    def measures(self) -> bool:
+        """Where either does."""
+        return self.first.measures or self.second.measures
 
     @property
     def leaves_out(self) -> str:

@@ -10,7 +10,7 @@ from limbeck.config import live, part
 from limbeck.data import Pool
 from limbeck.decoding import Sampling
 from limbeck.errors import RecipeError
-from limbeck.sources import DataSets, Share, Source, batch_of, check_sizes
+from limbeck.sources import DataSets, RowSource, Share, batch_of, check_sizes
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 from limbeck.verifiers import Verifier
@@ -18,7 +18,7 @@ from limbeck.vocabulary import Vocabulary
 
 
 @part
-class TeacherSamples(Source):
+class TeacherSamples(RowSource):
     """What a teacher answers to prompts, some of it chosen: sequence-level distillation (Kim & Rush 2016, arXiv 1606.07947).
 
     Text passes as text, so that no vocabulary has to match. sequences: prompts of a step, over all ranks, each answered
