@@ -21,6 +21,7 @@ from typing import Any, Literal
 import typer
 from pydantic import TypeAdapter
 
+from limbeck import shrink  # noqa: F401  # its part is no part of a recipe
 from limbeck.cli import app
 from limbeck.config import Part, plain, settings_of
 from limbeck.corpus import Teachers

@@ -233,6 +233,30 @@ def write(
 
 
 @app.command()
+def shrink(
+    teacher: Annotated[str, typer.Argument(help="Hub name, folder or GGUF file.")],
+    out: Annotated[Path, typer.Option(help="The folder of the student.")],
+    layers: Annotated[str | None, typer.Option(help="How many layers stay, or which ones: 6, or 0,4,9.")] = None,
+    by: Annotated[str, typer.Option(help="Which layers stay: influence (on --data) or even.")] = "influence",
+    hidden: Annotated[int | None, typer.Option(help="Hidden channels that stay.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads that stay.")] = None,
+    feed_forward: Annotated[int | None, typer.Option(help="Feed-forward channels that stay.")] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="None of the weights: a random model of this shape.")] = False,
+    data: Annotated[str | None, typer.Option(help="Real text, which decides what stays (JSONL, Parquet, hub name).")] = None,
+) -> None:  # fmt: skip
+    """Make a student of a teacher: fewer layers, narrower ones, or a small one of the same family; its size and speed beside the teacher's."""
+    from limbeck.config import build
+    from limbeck.shrink import Shape, told
+    from limbeck.shrink import shrink as make
+
+    which = [int(each) if each.strip().isdigit() else each for each in layers.split(",")] if layers else None
+    asked = {"layers": which[0] if which and len(which) == 1 else which, "by": by, "hidden": hidden, "heads": heads}
+    sizes = make(teacher, build({**asked, "feed_forward": feed_forward, "from_scratch": from_scratch}, Shape), out, data)
+    _table(["", *(Path(each.name).name for each in sizes)], told(sizes))
+    print(f"student: {out}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the first run.")] = None,

@@ -70,6 +70,13 @@ def least_influential(influence_L: Tensor, keep: int) -> list[int]:
     return sorted(ranked.topk(keep).indices.tolist())
 
 
+def evenly(layers: int, keep: int) -> list[int]:
+    """The layers that stay, ascending: at even distances from the first to the last."""
+    if not 2 <= keep <= layers:
+        raise RecipeError(f"cannot keep {keep} of {layers} layers; give a number from 2 to {layers}")
+    return [round(place * (layers - 1) / (keep - 1)) for place in range(keep)]
+
+
 def by_depth(model: Model, kept: Sequence[int]) -> None:
     """Leave only these layers in the model, in place, and say so in its configuration."""
     layers, config = _layers(model), model.causal.config.get_text_config()

@@ -11,10 +11,25 @@ FLOORS = [
     {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
     {"machine", "memory", "attention", "models", "pen", "decoding", "speculative", "adapters"}
-    | {"optimizer", "prune", "distributed", "server", "writer"},
+    | {"optimizer", "prune", "narrow", "distributed", "server", "writer"},
     {"student", "teachers", "guidance", "endpoint", "judges", "cache", "remembered"}
     | {"sources", "curriculum", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
+    {
+        "recipe",
+        "methods",
+        "train",
+        "drafts",
+        "estimate",
+        "selftest",
+        "annotate",
+        "allocate",
+        "corpus",
+        "ordered",
+        "card",
+        "instruct",
+        "dialogue",
+        "shrink",
+    },
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
