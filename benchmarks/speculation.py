@@ -4,8 +4,7 @@
     python benchmarks/speculation.py --work FOLDER            # what of that is missing, and the figures: half an hour more
 
 The draft is the target's LAYERS most influential layers, taught by forward KL on the target's answers (supervised distillation). From there
-three go on for as many steps: the same; total variation on the same text; and DistillSpec, where the draft writes, the target scores, by
-total variation. Measured on held-out prompts, at temperature 1 and greedily: acceptance with intervals on either's text, and differences
+two go on for as many steps: the same, and DistillSpec, where the draft writes and the target scores, by total variation. Measured on held-out prompts, at temperature 1 and greedily: acceptance with intervals on either's text, and differences
 on the same texts; the costs of a step and of each verified place at batches of 1 and 8; the speed-up by the formula with these and by the
 clock, against the faster of our own plain decoding and `transformers.generate`; and, at a batch of 1, against transformers' assisted generation
 of the same pair. Greedy text in float32 is compared with plain greedy text token by token, at batches of 1 and 8. Aimed at: 80 % of the
@@ -78,7 +77,6 @@ def taught(work: Path, teacher: str) -> dict[str, str]:
 
     learn("supervised", "cut", 1e-3, ready, lb.ForwardKL(), SUPERVISED)
     learn("supervised longer", "supervised", 3e-4, ready, lb.ForwardKL(), MORE)
-    learn("total variation", "supervised", 3e-4, ready, lb.TotalVariation(), MORE)
     learn("DistillSpec", "supervised", 3e-4, own, lb.TotalVariation(), MORE)
     return drafts
 
