@@ -8,12 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
-    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
+    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"}
+    | {"examples"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
-    {"machine", "memory", "models", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
+    {"machine", "memory", "models", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"}
+    | {"networks", "siamese"},
     {"student", "teachers", "guidance", "endpoint", "judges", "cache", "remembered"}
-    | {"sources", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
+    | {"sources", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"}
+    | {"experts", "matching", "herding", "soft_prompts"},
+    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"}
+    | {"condense"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
