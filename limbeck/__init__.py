@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck.adapters import LoRA as LoRA
     from limbeck.batch import Batch as Batch
-    from limbeck.condense import Condense as Condense
-    from limbeck.condense import condense as condense
+    from limbeck.condensing import Condense as Condense
+    from limbeck.condensing import condense as condense
     from limbeck.config import part as part
     from limbeck.data import Data as Data
     from limbeck.decoding import Sampling as Sampling
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "adapters": "LoRA",
     "batch": "Batch",
-    "condense": "Condense condense",
+    "condensing": "Condense condense",
     "config": "part",
     "data": "Data",
     "decoding": "Sampling",

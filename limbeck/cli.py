@@ -250,8 +250,8 @@ def condense(
     """Make data small: a few examples, or rows, that teach what all of them do."""
     from dataclasses import replace
 
-    from limbeck.condense import asked_for
-    from limbeck.condense import condense as run
+    from limbeck.condensing import asked_for
+    from limbeck.condensing import condense as run
 
     given = {"per_class": per_class, "network": network, "model": model, "rows": rows, "steps": steps}
     asked = asked_for(data, method, given, settings)

@@ -34,16 +34,17 @@ def gradient_distance(real: Sequence[Tensor], made: Sequence[Tensor]) -> Tensor:
     """`sum over layers and outputs of 1 - cos(real, made)` (arXiv 2006.05929, eq. 9): one number.
 
     Of a weight [out, ...] each output's gradient is a vector. Biases and other vectors are left out, as in the authors' program. An
-    output whose gradient is exactly 0 on either side has no direction: it counts 1, and moves nothing.
+    output whose gradient is exactly 0 has no direction and moves nothing: it counts 0 where both sides are 0, which agree, else 1.
     """
     total = made[0].new_zeros(())
     for a, b in zip(real, made, strict=True):
         if a.ndim < 2:
             continue
         a, b = a.flatten(1), b.flatten(1)
-        squares, dots = (a * a).sum(1) * (b * b).sum(1), (a * b).sum(1)
-        turned = squares > 0
-        total = total + (1 - torch.where(turned, dots, 0.0) / torch.where(turned, squares, 1.0).sqrt()).sum()
+        sizes_a, sizes_b, dots = (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)
+        turned, silent = (sizes_a > 0) & (sizes_b > 0), (sizes_a == 0) & (sizes_b == 0)
+        cosines = torch.where(turned, dots, 0.0) / (torch.where(turned, sizes_a, 1.0).sqrt() * torch.where(turned, sizes_b, 1.0).sqrt())
+        total = total + (1 - cosines - silent.to(cosines)).sum()
     return total
 
 
@@ -299,6 +300,12 @@ class DistributionMatching(Matching):
 
     A step is one network; the embedding is what its last linear layer reads. The cheapest of the three: nothing is differentiated twice.
     """
+
+    def load(self, data: Data, seed: int, out: Path) -> Self:
+        """The network proven to have an embedding."""
+        made = super().load(data, seed, out)
+        made._wired.embedded(made.fresh_weights(0), made._x[:1].detach())
+        return made
 
     def distances(self, step: int) -> Iterator[Tensor]:
         """The sum over classes."""

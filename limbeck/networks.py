@@ -117,9 +117,13 @@ class Wired:
             torch.manual_seed(drawn(*where).initial_seed())
             return self.network.build(self.shape, self.classes).to(self.dtype).eval()
 
+    @property
+    def _name(self) -> str:
+        return getattr(self.network, "function", type(self.network).__name__)
+
     def _see(self) -> None:
         """Refuse what cannot be condensed with: no weights, batch norm, an output of another shape."""
-        name = getattr(self.network, "function", type(self.network).__name__)
+        name = self._name
         if not self.names:
             raise RecipeError(f"{name} has no weights to learn; give a network that has")
         if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules()):  # pyright: ignore[reportPrivateUsage]
@@ -149,7 +153,7 @@ class Wired:
     def embedded(self, weights: Sequence[Tensor], x_RF: Tensor) -> Tensor:
         """What the last linear layer reads [R, E]. Raises RecipeError where there is none."""
         if self._last is None:
-            raise RecipeError(f"{self.network} has no nn.Linear, before which examples are compared; give a network that ends in one")
+            raise RecipeError(f"{self._name} has no nn.Linear, before which examples are compared; give a network that ends in one")
         read = list[Tensor]()
         handle = self._last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
         try:

@@ -42,7 +42,8 @@ class Taught:
 
     def table(self) -> Tensor:
         """The embedding of each token of the vocabulary [V, D]."""
-        return self.model.causal.get_input_embeddings().weight.detach()[: self.model.vocabulary.size]
+        layer: Any = self.model.causal.get_input_embeddings()
+        return layer.weight.detach()[: self.model.vocabulary.size]
 
     def embedded(self, batch: Batch) -> Tensor:
         """The embeddings of its tokens, padded [B, S, D]."""

@@ -17,7 +17,7 @@ FLOORS = [
     | {"sources", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"}
     | {"experts", "matching", "herding", "soft_prompts"},
     {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"}
-    | {"condense"},
+    | {"condensing"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
