@@ -1,10 +1,7 @@
 """Experts: networks trained on all of the data, whose weights after every epoch are kept for others to follow."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from limbeck.config import Part, part, plain
 from limbeck.errors import CheckpointError, RecipeError
@@ -89,7 +86,6 @@ class Trajectories:
 
     def __init__(self, folder: Path, wired: Wired) -> None:
         self.folder, self._wired = folder, wired
-        self._read = dict[int, list[Weights]]()
 
     def file(self, expert: int) -> Path:
         """Where one lies."""
@@ -103,25 +99,11 @@ class Trajectories:
         write_bytes(self.file(expert), save(named))
 
     def at(self, expert: int, epoch: int) -> Weights:
-        """The weights of one after so many epochs. Raises CheckpointError for a damaged file."""
-        if expert not in self._read:
-            self._read[expert] = self._loaded(expert)
-        return [weight.to(device()) for weight in self._read[expert][epoch]]
-
-    def _loaded(self, expert: int) -> list[Weights]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """The weights of one after so many epochs, read from its file. Raises CheckpointError for a damaged one."""
+        from safetensors import SafetensorError, safe_open
 
         try:
-            found = load_file(self.file(expert))
-            epochs = 1 + max(int(name.partition(".")[0]) for name in found)
-            made = [[found[f"{epoch}.{n}"] for n in range(len(self._shapes))] for epoch in range(epochs)]
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            with safe_open(self.file(expert), "pt") as found:
+                return [found.get_tensor(f"{epoch}.{n}").to(device()) for n in range(len(self._wired.names))]
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.file(expert)} cannot be read ({error}); remove it, and it is trained again") from None
-        if any(weight.shape != shape for weights in made for weight, shape in zip(weights, self._shapes, strict=True)):
-            raise CheckpointError(f"{self.file(expert)} holds weights of another network; give another folder")
-        return made
-
-    @cached_property
-    def _shapes(self) -> list[torch.Size]:
-        return [weight.shape for weight in self._wired.module.parameters()]

@@ -125,7 +125,8 @@ class Condenser(Part, ABC):
 class Matching(Condenser, ABC):
     """Base of those that learn examples: SGD moves `per_class` of each class so that a distance to the real ones falls.
 
-    learning_rate, momentum: of the examples, in standard deviations of the data. start: from real ones, drawn by the seed, or noise.
+    learning_rate, momentum: of the examples, in standard deviations of the data; with more of a class each feels less, so raise the
+    rate with `per_class`. start: from real ones, drawn by the seed, or noise.
     real_rows: of a class, compared with at once. augment: changes images alike on both sides.
     """
 
@@ -301,6 +302,8 @@ class DistributionMatching(Matching):
     A step is one network; the embedding is what its last linear layer reads. The cheapest of the three: nothing is differentiated twice.
     """
 
+    learning_rate: float = 1.0
+
     def load(self, data: Data, seed: int, out: Path) -> Self:
         """The network proven to have an embedding."""
         made = super().load(data, seed, out)
@@ -327,6 +330,7 @@ class TrajectoryMatching(Matching):
     Departs: 1) the logarithm of the rate is learnt, so that it stays above 0; 2) no ZCA whitening.
     """
 
+    learning_rate: float = 10.0
     experts: Experts = field(default_factory=Experts)
     student_steps: int = 10
     expert_epochs: int = 2

@@ -330,6 +330,19 @@ def test_what_is_typed_wrong(tmp_path: Path) -> None:
         assert said in str(caught.value), said
 
 
+def test_a_network_of_ones_own_is_named_by_its_function(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n\ndef small(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], classes))\n"
+    )
+    path = stored(tmp_path / "data", pictures())
+    asked = asked_for(path, None, {"network": "own_net:small", "steps": 2})
+    assert plain(asked)["method"]["network"] == {"type": "CustomNetwork", "function": "own_net:small"}
+    assert condense(asked, tmp_path / "out").rows == 3
+    sys.modules.pop("own_net")
+
+
 def test_a_file_of_settings_is_what_a_command_says(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(json.dumps({"data": "a.jsonl", "method": "GradientMatching(MLP([8]), 10)"}))
     wanted = asked_for("a.jsonl", "GradientMatching", {"network": "MLP([8])", "per_class": 10}, ["seed=3"])
