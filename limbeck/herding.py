@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -58,10 +59,18 @@ class Sums:
         mine_K = self.vector_RK[picked].sum(0) / self.tokens_R[picked].sum()
         return float((mine_K - self.mean_K).norm())
 
-    @property
+    @cached_property
     def mean_K(self) -> Tensor:
         """Over the tokens of all rows."""
         return self.vector_RK.sum(0) / self.tokens_R.sum()
+
+    @cached_property
+    def _along_R(self) -> Tensor:
+        return self.vector_RK @ self.mean_K
+
+    @cached_property
+    def _squares_R(self) -> Tensor:
+        return torch.linalg.vecdot(self.vector_RK, self.vector_RK)
 
     def nearest(self, chosen: Sequence[int]) -> tuple[int, float]:
         """The row that, added to the chosen, brings their mean nearest to that of all, and how near that is.
@@ -69,13 +78,13 @@ class Sums:
         Rows without a completion token are never taken. Of equal ones the first is.
         """
         picked = torch.tensor(list(chosen), dtype=torch.int64)
-        sum_K, count = self.vector_RK[picked].sum(0), self.tokens_R[picked].sum()
-        with_R = (count + self.tokens_R).clamp(min=1)  # of what is not taken anyway
-        away_R = ((sum_K + self.vector_RK) / with_R[:, None] - self.mean_K).norm(dim=1)
+        sum_K, with_R = self.vector_RK[picked].sum(0), self.tokens_R[picked].sum() + self.tokens_R
+        inside_R = sum_K @ sum_K + 2 * (self.vector_RK @ sum_K) + self._squares_R  # |sum with the row|^2
+        away_R = inside_R / with_R**2 - 2 * (sum_K @ self.mean_K + self._along_R) / with_R  # squared, less that of the mean
         away_R[self.tokens_R == 0] = torch.inf
         away_R[picked] = torch.inf
         best = int(away_R.argmin())
-        return best, float(away_R[best])
+        return best, self.distance([*chosen, best])
 
 
 def gradient_sums(model: Model, outputs: Outputs, tokens_N: Tensor, left_VK: Tensor, right_DK: Tensor) -> Iterator[Tensor]:

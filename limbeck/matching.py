@@ -300,6 +300,7 @@ class DistributionMatching(Matching):
     """Distribution matching (Zhao & Bilen 2021, arXiv 2110.04181): on random networks that never learn, classes have the same mean embedding.
 
     A step is one network; the embedding is what its last linear layer reads. The cheapest of the three: nothing is differentiated twice.
+    Departs: 1) nothing is augmented unless `augment` is given.
     """
 
     learning_rate: float = 1.0
