@@ -4,11 +4,12 @@
     python benchmarks/speculation.py --work FOLDER            # what of that is missing, and the figures: half an hour more
 
 The draft is the target's LAYERS most influential layers, taught by forward KL on the target's answers (supervised distillation). From there
-two go on for as many steps: the same, and DistillSpec, where the draft writes and the target scores, by total variation. Measured on held-out prompts, at temperature 1 and greedily: acceptance with intervals on either's text, and differences
-on the same texts; the costs of a step and of each verified place at batches of 1 and 8; the speed-up by the formula with these and by the
-clock, against the faster of our own plain decoding and `transformers.generate`; and, at a batch of 1, against transformers' assisted generation
-of the same pair. Greedy text in float32 is compared with plain greedy text token by token, at batches of 1 and 8. Aimed at: 80 % of the
-formula's gain; never slower than assisted generation; 10 % faster after DistillSpec than before.
+two go on for as many steps: the same, and DistillSpec, where the draft writes and the target scores, by total variation. Measured on held-out
+prompts, at temperature 1 and greedily: acceptance with intervals on either's text, and differences on the same texts; the costs of a step
+and of each verified place at batches of 1 and 8; the speed-up by the formula with these and by the clock, against the faster of our own
+plain decoding and `transformers.generate`; and, at a batch of 1, against transformers' assisted generation of the same pair. Greedy text in
+float32 is compared with plain greedy text token by token, at batches of 1 and 8. Aimed at: 80 % of the formula's gain; never slower
+than assisted generation; 10 % faster after DistillSpec than before.
 Writes `benchmarks/results/speculation.json` and `.svg`.
 """
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import typer
 from pydantic import TypeAdapter
 
-from limbeck import shrink  # noqa: F401  # its part is no part of a recipe
+from limbeck import condensing, shrink  # noqa: F401  # their parts are no parts of a recipe, and known by name once they are read
 from limbeck.cli import app
 from limbeck.config import Part, plain, settings_of
 from limbeck.corpus import Teachers
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
+import measured_condense  # noqa: E402
 from measured import table  # noqa: E402
 
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
@@ -247,7 +248,7 @@ def block(name: str) -> str:
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
         "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
-        **measured_arithmetic.TABLES,
+        **measured_arithmetic.TABLES, "digits_condense": measured_condense.digits_condense,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

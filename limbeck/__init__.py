@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck.adapters import LoRA as LoRA
     from limbeck.batch import Batch as Batch
+    from limbeck.condensing import Condense as Condense
+    from limbeck.condensing import condense as condense
     from limbeck.config import part as part
     from limbeck.curriculum import Curriculum as Curriculum
     from limbeck.data import Data as Data
@@ -24,10 +26,17 @@ if TYPE_CHECKING:
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.evaluate import Verified as Verified
+    from limbeck.examples import read_examples as read_examples
+    from limbeck.examples import write_examples as write_examples
+    from limbeck.experts import Experts as Experts
     from limbeck.guidance import Guided as Guided
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
+    from limbeck.herding import Herding as Herding
     from limbeck.interleaved import Interleaved as Interleaved
+    from limbeck.matching import DistributionMatching as DistributionMatching
+    from limbeck.matching import GradientMatching as GradientMatching
+    from limbeck.matching import TrajectoryMatching as TrajectoryMatching
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
     from limbeck.methods import gkd as gkd
@@ -36,6 +45,9 @@ if TYPE_CHECKING:
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
     from limbeck.methods import skd as skd
+    from limbeck.networks import MLP as MLP
+    from limbeck.networks import ConvNet as ConvNet
+    from limbeck.networks import CustomNetwork as CustomNetwork
     from limbeck.objective import CrossEntropy as CrossEntropy
     from limbeck.objective import CustomTerm as CustomTerm
     from limbeck.objective import Objective as Objective
@@ -45,6 +57,8 @@ if TYPE_CHECKING:
     from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
+    from limbeck.siamese import Siamese as Siamese
+    from limbeck.soft_prompts import SoftPrompts as SoftPrompts
     from limbeck.sources import Corpus as Corpus
     from limbeck.sources import CustomSource as CustomSource
     from limbeck.sources import Mix as Mix
@@ -69,6 +83,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "adapters": "LoRA",
     "batch": "Batch",
+    "condensing": "Condense condense",
     "config": "part",
     "curriculum": "Curriculum",
     "data": "Data",
@@ -78,14 +93,21 @@ _WHERE = {
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
     "evaluate": "Likelihood Verified",
+    "examples": "read_examples write_examples",
+    "experts": "Experts",
     "guidance": "Guided Itself Privileged",
+    "herding": "Herding",
     "interleaved": "Interleaved",
+    "matching": "DistributionMatching GradientMatching TrajectoryMatching",
     "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
+    "networks": "MLP ConvNet CustomNetwork",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
     "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
+    "siamese": "Siamese",
+    "soft_prompts": "SoftPrompts",
     "sources": "Corpus CustomSource Mix Source",
     "speculative": "InTopK",
     "student": "Student",

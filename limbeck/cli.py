@@ -257,6 +257,33 @@ def shrink(
 
 
 @app.command()
+def condense(
+    data: Annotated[str, typer.Argument(metavar="DATA|YAML", help="Labelled examples (JSONL, safetensors), text (JSONL, Parquet, hub name), "
+                                                                 "or a YAML file of all settings.")],
+    method: Annotated[str | None, typer.Option(help="GradientMatching, TrajectoryMatching, DistributionMatching (the default), and for text "
+                                                    "Herding (the default) or SoftPrompts; or a call with settings.")] = None,
+    per_class: Annotated[int | None, typer.Option(help="Of labelled examples: how many of each class.")] = None,
+    network: Annotated[str | None, typer.Option(help="Of labelled examples: MLP, ConvNet (the default), or module:function.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of text: hub name, folder or GGUF file that reads it.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Of text: how many rows.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How often what is learnt moves.")] = None,
+    settings: Settings = None,
+    accept_license: Accepted = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the product; the same command goes on where it stopped.")] = Path("runs/condense"),
+) -> None:  # fmt: skip
+    """Make data small: a few examples, or rows, that teach what all of them do."""
+    from dataclasses import replace
+
+    from limbeck.condensing import asked_for
+    from limbeck.condensing import condense as run
+
+    given = {"per_class": per_class, "network": network, "model": model, "rows": rows, "steps": steps}
+    asked = asked_for(data, method, given, settings)
+    product = run(replace(asked, accept_license=list(dict.fromkeys([*asked.accept_license, *(accept_license or [])]))), out)
+    print(f"{product.file}: {product.rows:,} rows; {', '.join(f'{name} {value}' for name, value in product.figures.items())}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the first run.")] = None,

@@ -149,3 +149,55 @@ def guided(z: Array, u: Array, scale: float) -> Array:
 def importance(tokens: NDArray[np.int64], s: Array, then: Array, most: float) -> Array:
     """`min(most, q(y) / q_then(y))`, q_then given as log-probabilities of the tokens."""
     return np.minimum(most, np.exp(log_softmax(s)[np.arange(len(tokens)), tokens] - then))
+
+
+def gradient_distance(real: list[Array], made: list[Array]) -> float:
+    """Gradient matching, arXiv 2006.05929, eq. 9: over layers with a matrix, over its outputs i, `1 - cos(A_i, B_i)`.
+
+    1 where one of them is 0, 0 where both are.
+    """
+    found = 0.0
+    for a, b in zip(real, made, strict=True):
+        for i in range(len(a)) if a.ndim > 1 else ():
+            left, right = np.float64(a[i]).ravel(), np.float64(b[i]).ravel()
+            sizes = np.sqrt((left**2).sum()) * np.sqrt((right**2).sum())
+            found += 1 - (left @ right) / sizes if sizes else float(left.any() or right.any())
+    return found
+
+
+def softmax_regression(x: Array, y: NDArray[np.int64], w: Array, b: Array) -> tuple[Array, Array]:
+    """Gradients on w [C, F] and b [C] of the mean cross-entropy of `w x + b`: `mean (q - onehot) x'` and `mean (q - onehot)`."""
+    slope = np.exp(log_softmax(np.float64(x) @ np.float64(w).T + b))
+    slope[np.arange(len(y)), y] -= 1
+    return slope.T @ np.float64(x) / len(y), slope.mean(0)
+
+
+def trajectory_distance(start: tuple[Array, Array], goal: tuple[Array, Array], batches: list[tuple[Array, NDArray[np.int64]]], rate: float) -> float:
+    """Trajectory matching, arXiv 2203.11932, eq. 2, for softmax regression: steps from `start`, then `|reached - goal|^2 / |start - goal|^2`."""
+    w, b = (np.float64(each) for each in start)
+    for x, y in batches:
+        to_w, to_b = softmax_regression(x, y, w, b)
+        w, b = w - rate * to_w, b - rate * to_b
+    squared = [((one - other) ** 2).sum() for one, other in zip((w, b, *start), (*goal, *goal), strict=True)]
+    return (squared[0] + squared[1]) / (squared[2] + squared[3])
+
+
+def distribution_distance(real: Array, made: Array) -> float:
+    """Distribution matching, arXiv 2110.04181, eq. 4: the squared distance of two means of embeddings."""
+    return sum((float(real[:, e].mean()) - float(made[:, e].mean())) ** 2 for e in range(real.shape[1]))
+
+
+def herded(vectors: Array, tokens: NDArray[np.int64], count: int) -> tuple[list[int], list[float]]:
+    """Greedy: the row that, added to those chosen, brings `sum vectors / sum tokens` nearest to that of all; row by row, and how near."""
+    mean, chosen, distances = vectors.sum(0) / tokens.sum(), list[int](), list[float]()
+    for _ in range(count):
+        left = [row for row in range(len(vectors)) if row not in chosen and tokens[row]]
+        away = [np.sqrt(((vectors[[*chosen, row]].sum(0) / tokens[[*chosen, row]].sum() - mean) ** 2).sum()) for row in left]
+        chosen.append(left[int(np.argmin(away))])
+        distances.append(float(min(away)))
+    return chosen, distances
+
+
+def head_gradients(hidden: Array, logits: Array, tokens: NDArray[np.int64]) -> Array:
+    """The gradient of the sum of the tokens' cross-entropies on a plain head [V, D]: `sum (q - onehot) hidden'`."""
+    return cross_entropy(tokens, logits)[1].T @ np.float64(hidden)

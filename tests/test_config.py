@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import limbeck.condensing
 import limbeck.methods
 from limbeck.config import Part, build, import_object, override, part, plain, to_yaml
 from limbeck.data import Data
@@ -27,7 +28,7 @@ NEEDED = {"model": "a/b", "data": "a.jsonl", "prompts": "p.jsonl", "path": "a.js
           "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl"),
           "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}, "base_url": "http://127.0.0.1/v1",
           "teacher": Local("a"), "writer": Local("a"), "seeds": "seeds.jsonl", "count": 5, "verifier": "Number()",
-          "scale": 1.5, "hint": "{answer}"}  # fmt: skip
+          "scale": 1.5, "hint": "{answer}", "rows": 3, "method": "Herding('a/b', rows=3)"}  # fmt: skip
 """A value for each setting that has no default."""
 EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}, "Order": {"prompts": Data("p.jsonl")}}
 """What parts need of which one or the other is enough."""

@@ -7,31 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
-    {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
-    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
-    {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
-    {"machine", "memory", "attention", "models", "pen", "decoding", "speculative", "adapters"}
-    | {"optimizer", "prune", "narrow", "distributed", "server", "writer"},
-    {"student", "teachers", "guidance", "endpoint", "judges", "cache", "remembered"}
-    | {"sources", "curriculum", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
-    {
-        "recipe",
-        "methods",
-        "train",
-        "drafts",
-        "estimate",
-        "selftest",
-        "annotate",
-        "allocate",
-        "corpus",
-        "ordered",
-        "card",
-        "instruct",
-        "dialogue",
-        "shrink",
-    },
-    {"report", "quickstart", "check", "cli", "__main__"},
+    set(rooms.split())
+    for rooms in (
+        "config errors files gguf_metadata interrupt lazy places privacy progress settings_file shards",
+        "answers batch blend data examples head ledger licences licensed prompts readings sandbox targets vocabulary",
+        "choose divergence environment keep loss objective overlap reward verifiers",
+        "adapters attention decoding distributed machine memory models narrow networks optimizer pen prune server siamese speculative writer",
+        "cache checkpoint curriculum endpoint evaluate experts guidance herding interleaved judges matching prefetch "
+        "remembered rollouts run soft_prompts sources student teacher_samples teachers trackers",
+        "allocate annotate card condensing corpus dialogue drafts estimate instruct methods ordered recipe selftest shrink train",
+        "__main__ check cli quickstart report",
+    )
 ]
+"""From the bottom to the top."""
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
