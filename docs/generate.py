@@ -153,6 +153,8 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "gkd_rl": [{"prompts": "prompts.jsonl", "reward": "my_module:my_reward"}],
     "skd": [{"prompts": "prompts.jsonl"}],
     "distillspec": [{"prompts": "prompts.jsonl"}],
+    "fitnets": [{"data": "train.jsonl"}],
+    "tinybert": [{"data": "train.jsonl"}],
 }
 """What each named method is given beside its models."""
 
@@ -192,6 +194,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("the student as it is now, and nothing more", {"teacher": "Itself()"}),
     ("a hint that says nothing", {"teacher": "Privileged('@student', ' ')"}),
     ("a hint of nobody", {"teacher": "Privileged(Silent(), 'think')"}),
+    ("layers of a server's model", {"teacher": "Endpoint('http://localhost/v1', 'model')", "objective": "HiddenStates()"}),
+    ("attention to another prompt", {"teacher": "Privileged('teacher', 'Think.')", "objective": "Attentions()"}),
+    ("layers that there cannot be", {"objective": "HiddenStates({0: -1})"}),
     ("guidance of truncated scores", {"teacher": "Guided(Endpoint('http://localhost/v1', 'model'), 2)"}),
     (
         "a reward's gradient on text of older weights",

@@ -23,22 +23,27 @@ if TYPE_CHECKING:
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.evaluate import Verified as Verified
+    from limbeck.features import Attentions as Attentions
+    from limbeck.features import HiddenStates as HiddenStates
     from limbeck.guidance import Guided as Guided
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
     from limbeck.interleaved import Interleaved as Interleaved
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
+    from limbeck.methods import fitnets as fitnets
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
     from limbeck.methods import kd as kd
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
     from limbeck.methods import skd as skd
+    from limbeck.methods import tinybert as tinybert
     from limbeck.objective import CrossEntropy as CrossEntropy
     from limbeck.objective import CustomTerm as CustomTerm
     from limbeck.objective import Objective as Objective
     from limbeck.objective import PolicyGradient as PolicyGradient
+    from limbeck.objective import RowTerm as RowTerm
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
     from limbeck.prefetch import Prefetch as Prefetch
@@ -76,10 +81,11 @@ _WHERE = {
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
     "evaluate": "Likelihood Verified",
+    "features": "Attentions HiddenStates",
     "guidance": "Guided Itself Privileged",
     "interleaved": "Interleaved",
-    "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
-    "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
+    "methods": "distillm distillspec fitnets gkd gkd_rl kd on_policy sft skd tinybert",
+    "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
     "prefetch": "Prefetch",
     "recipe": "Recipe",
