@@ -8,22 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
-    {
-        "data",
-        "head",
-        "insides",
-        "targets",
-        "blend",
-        "batch",
-        "vocabulary",
-        "prompts",
-        "answers",
-        "ledger",
-        "licences",
-        "licensed",
-        "sandbox",
-        "readings",
-    },
+    {"data", "head", "insides", "targets", "blend", "batch", "vocabulary", "prompts", "answers"}
+    | {"ledger", "licences", "licensed", "sandbox", "readings"},
     {"objective", "divergence", "features", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
     {"machine", "memory", "hooks", "models", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
     {"student", "teachers", "pairing", "guidance", "endpoint", "judges", "cache", "remembered"}

@@ -16,6 +16,7 @@ from torch import Tensor
 import limbeck as lb
 from limbeck import insides, selftest
 from limbeck.batch import Batch
+from limbeck.check import check
 from limbeck.errors import LimbeckError, ModelError, RecipeError
 from limbeck.insides import Build, Features, Layers
 from limbeck.objective import Objective
@@ -159,6 +160,27 @@ def test_a_hint_is_learnt_from_states_too(toy: dict[str, str]) -> None:
     assert len(states) == 2 and states[0].shape == states[1].shape and not torch.allclose(*states, atol=1e-2)
 
 
+def test_scores_that_came_with_the_text_are_said_again_where_layers_are_asked_for(toy: dict[str, str]) -> None:
+    _, scorer, _ = pair(toy, lb.ForwardKL())
+    batch = written()
+    known = replace(batch, said=scorer.about(batch))
+    assert scorer.about(known) is known.said
+    scorer.lay_open(Layers(frozenset({1})))
+    assert (features := scorer.about(known).features) is not None and list(features.states) == [1]
+
+
+def test_narrow_arithmetic_finds_the_same_to_its_rounding(toy: dict[str, str]) -> None:
+    found = list[dict[str, Tensor]]()
+    for dtype in ("float32", "bfloat16"):
+        student = lb.Student(toy["student"], dtype=dtype).load(4)
+        scorer = lb.Local(toy["wide"], dtype=dtype).load(student)
+        made = between(ALL, student, scorer, 0)
+        found.append(student.learn(written(), scorer.about(written()), made, 1e-2))
+        assert all(bool(torch.isfinite(each).all()) for each in gradients(student).values()) and student.live.proven == {0, 1}
+    for name, wanted in found[0].items():
+        assert float((found[1][name] - wanted).abs().mean()) < 0.1 * float(wanted.mean()), name
+
+
 # Runs
 
 
@@ -245,6 +267,12 @@ def test_layers_that_are_not_there_are_refused(toy: dict[str, str]) -> None:
         lb.Attentions({0: -1})
     with pytest.raises(RecipeError, match=r"HiddenStates.map"):
         lb.HiddenStates("odd")
+
+
+def test_a_check_finds_layers_that_are_not_there(toy: dict[str, str], tmp_path: Path) -> None:
+    lines = check(recipe(toy, lb.ForwardKL() + lb.HiddenStates({5: 0})), tmp_path / "run")
+    assert [line.what for line in lines if line.verdict == "problem"] == ["self-test"] and "maps layer 5 of the student" in lines[-1].found
+    assert check(recipe(toy), tmp_path / "run")[-1].verdict == "ok"
 
 
 def test_attention_that_cannot_be_taken_is_refused(toy: dict[str, str]) -> None:
