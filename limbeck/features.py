@@ -204,7 +204,7 @@ class Attentions(LayerTerm):
         p_HnK = log_p.exp().masked_fill(~told, 0.0)
         if self.distance == "kl":
             return (p_HnK * (log_p - log_q)).sum(-1).mean(0)
-        keys_n = mine.position_N[block[1]] + 1
+        keys_n = mine.position_N[block.rows] + 1
         return ((log_q.exp().masked_fill(~seen, 0.0) - p_HnK).square().sum(-1) / keys_n).mean(0)
 
 

@@ -155,8 +155,9 @@ def _rows_of(heard: _Attended, before_N: Tensor, name: str) -> Attention:
     if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)):
         raise ModelError(f"{name} attends by a mask of another kind ({type(mask).__name__}); open it with attention: sdpa")
     scale = options.get("scaling")
+    cuts = blocks(cast(list[int], (before_N // length).tolist()), cast(list[int], (before_N % length).tolist()))
     return Attention(
-        heard.query_BHSd.unbind(0), heard.key_BGSd.unbind(0), before_N % length, blocks(cast(list[int], (before_N // length).tolist())),
+        heard.query_BHSd.unbind(0), heard.key_BGSd.unbind(0), before_N % length, cuts,
         heard.query_BHSd.shape[-1] ** -0.5 if scale is None else float(scale), mask, options.get("sliding_window"), options.get("softcap"),
     )  # fmt: skip
 
@@ -164,12 +165,12 @@ def _rows_of(heard: _Attended, before_N: Tensor, name: str) -> Attention:
 @torch.no_grad()
 def _prove(attention: Attention, heard: _Attended, what: str) -> None:
     """See on a few rows that the weighted sum of the values is what the layer's function gave. Raises ModelError where it is not."""
-    for b, some in attention.blocks[:PROVEN_BLOCKS]:
-        log_p_HnK, seen_HnK = attention.rows((b, some))
-        value_GKd = wide(heard.value_BGSd[b][:, : log_p_HnK.shape[-1]])
+    for block in attention.blocks[:PROVEN_BLOCKS]:
+        log_p_HnK, seen_HnK = attention.rows(block)
+        value_GKd = wide(heard.value_BGSd[block.sequence][:, : block.keys])
         value_HKd = value_GKd.repeat_interleave(len(log_p_HnK) // len(value_GKd), 0)
         found_Hnd = log_p_HnK.exp().masked_fill(~seen_HnK, 0.0) @ value_HKd
-        wanted_Hnd = wide(heard.output_BSHd[b, attention.position_N[some]]).transpose(0, 1)
+        wanted_Hnd = wide(heard.output_BSHd[block.sequence, attention.position_N[block.rows]]).transpose(0, 1)
         few = 1e-4 if heard.output_BSHd.dtype in (torch.float32, torch.float64) else 4e-2
         if not (found_Hnd - wanted_Hnd).abs().max() <= few * value_HKd.abs().max():
             raise ModelError(f"{what} attends in a way that is not known, and its rows cannot be taken; leave Attentions out, or give HiddenStates")

@@ -7,6 +7,7 @@ attention are those of the position before it, which predicts it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from limbeck.lazy import Tensor, torch
 
@@ -15,8 +16,13 @@ INSIDE = frozenset({"states", "attentions"})
 ROWS = 256
 """Rows of attention that are compared at once."""
 
-Block = tuple[int, slice]
-"""Rows of one sequence: which, and where among the rows of the pass."""
+
+class Block(NamedTuple):
+    """Rows of one sequence: which sequence, where among the rows of the pass, and how many keys the last of them sees."""
+
+    sequence: int
+    rows: slice
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,8 @@ class Attention:
 
     def rows(self, block: Block) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the keys in float32 (float64 stays) [H, n, K], 0 where a key is not seen; and which are seen, boolean."""
-        b, some = block
+        b, some, keys = block
         at_n = self.position_N[some]
-        keys = int(at_n[-1]) + 1  # later ones nobody of these sees
         query_HnD, key_GKD = wide(self.queries[b][:, at_n]), wide(self.keys[b][:, :keys])
         heads, count, groups = *query_HnD.shape[:2], len(key_GKD)
         scores_HnK = (query_HnD.reshape(groups, -1, query_HnD.shape[-1]) @ key_GKD.mT).reshape(heads, count, keys) * self.scale
@@ -120,12 +125,11 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def blocks(sequence_N: Sequence[int]) -> list[Block]:
-    """Rows cut where a sequence ends, and after `ROWS`. sequence_N: which sequence each row is of; those of one stand together."""
+def blocks(sequence_N: Sequence[int], position_N: Sequence[int]) -> list[Block]:
+    """Rows cut where a sequence ends, and after `ROWS`. The rows of one sequence stand together, in its order."""
     cuts = list[Block]()
-    for n, b in enumerate(sequence_N):
-        if cuts and cuts[-1][0] == b and n - cuts[-1][1].start < ROWS:
-            cuts[-1] = b, slice(cuts[-1][1].start, n + 1)
-        else:
-            cuts.append((b, slice(n, n + 1)))
+    for n, (b, position) in enumerate(zip(sequence_N, position_N, strict=True)):
+        begun = bool(cuts) and cuts[-1].sequence == b and n - cuts[-1].rows.start < ROWS
+        start = cuts.pop().rows.start if begun else n
+        cuts.append(Block(b, slice(start, n + 1), position + 1))
     return cuts

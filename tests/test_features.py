@@ -20,7 +20,7 @@ import limbeck as lb
 from limbeck import hooks, insides
 from limbeck.errors import ModelError
 from limbeck.features import pairs
-from limbeck.insides import Attention, Build, Features, Layers, blocks
+from limbeck.insides import Attention, Block, Build, Features, Layers, blocks
 from limbeck.models import Model
 from limbeck.objective import Objective
 
@@ -103,7 +103,7 @@ def attention(heads: int, groups: int, seed: int, window: int | None = None, cap
     draw = torch.Generator().manual_seed(seed)
     queries, keys = ([torch.randn(count, 9, 4, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3)] for count in (heads, groups))
     position_N = torch.tensor([1, 2, 8, 0, 4, 5, 7])
-    return Attention(queries, keys, position_N, blocks([0, 0, 0, 1, 2, 2, 2]), 0.7, mask, window, cap)
+    return Attention(queries, keys, position_N, blocks([0, 0, 0, 1, 2, 2, 2], position_N.tolist()), 0.7, mask, window, cap)
 
 
 @pytest.mark.parametrize("distance", ["kl", "mse"])
@@ -156,7 +156,7 @@ def test_what_a_mask_adds_is_added() -> None:
     bias = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(3)).double()
     mask = bias + torch.full((9, 9), -float("inf"), dtype=torch.float64).triu(1)
     one = attention(4, 2, 1, mask=mask)
-    log_p, seen = one.rows((2, slice(4, 7)))
+    log_p, seen = one.rows(Block(2, slice(4, 7), 8))
     scores = 0.7 * one.queries[2] @ one.keys[2].repeat_interleave(2, 0).mT + mask[0]
     torch.testing.assert_close(log_p.exp().masked_fill(~seen, 0.0), scores.softmax(-1)[:, [4, 5, 7], :8])
 
@@ -196,7 +196,7 @@ def test_rows_of_attention_are_those_of_eager_transformers(kind: str, how: str |
         at = batch.places_N[mine_N] - batch.starts_B[b] - 1
         torch.testing.assert_close(outputs.features.states[0][mine_N], whole.hidden_states[1][0, at], atol=1e-4, rtol=1e-4)
         for layer, found in outputs.features.attentions.items():
-            (block,) = [each for each in found.blocks if each[0] == b]
+            (block,) = [each for each in found.blocks if each.sequence == b]
             log_p_HnK, seen = found.rows(block)
             wanted_HnK = whole.attentions[layer][0][:, at][..., : log_p_HnK.shape[-1]]
             torch.testing.assert_close(log_p_HnK.exp().masked_fill(~seen, 0.0), wanted_HnK, atol=2e-6, rtol=1e-4)
