@@ -35,8 +35,11 @@ from limbeck.sources import Share
 RESULTS = Path(__file__).parent / "results"
 STEPS, SEQUENCES, TOKENS, RATE, SEEDS, KEPT_BACK = 30, 4, 96, 1e-3, (1, 2, 3), 40
 ROUNDS = 7
-STATES = [weight * lb.HiddenStates("even", distance) for distance, weight in (("cosine", 3.0), ("cosine", 30.0), ("mse", 0.003), ("mse", 0.03))]
-ATTENTIONS = [weight * lb.Attentions("even") for weight in (1.0, 10.0)]
+STATES = [
+    weight * lb.HiddenStates("even", distance)
+    for distance, weight in (("cosine", 3.0), ("cosine", 30.0), ("mse", 0.003), ("mse", 0.03), ("mse", 0.1))
+]
+ATTENTIONS = [weight * lb.Attentions("even") for weight in (0.1, 1.0, 10.0)]
 Arm = list[lb.Term]
 
 
