@@ -253,5 +253,5 @@ def layers() -> str:
     said = (f"Held-out KL before: {found['before_kl_nats']:.3f} nats a token, of {asked['held_out_tokens']:,} tokens. {asked['steps']} steps of "
             f"{asked['sequences']} answers, learning rate {asked['learning_rate']:g}, {len(asked['seeds'])} seeds. {_machine(found)}")  # fmt: skip
     tried = ", ".join(f"{name.removeprefix('ForwardKL + ')} {value:.3f}" for name, value in found["tried_on_kept_back"].items())
-    columns = ["objective", "KL(teacher || student), nats a token", "lower than alone by", "time of a pass, times alone"]
+    columns = ["objective", "held-out KL, nats a token", "lower than alone by", "time of a pass, times alone"]
     return f"{table(columns, rows)}\n\n{said}\n\nTried with seed 0, on answers kept back: {tried}."
