@@ -155,6 +155,8 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "gkd_rl": [{"prompts": "prompts.jsonl", "reward": "my_module:my_reward"}],
     "skd": [{"prompts": "prompts.jsonl"}],
     "distillspec": [{"prompts": "prompts.jsonl"}],
+    "fitnets": [{"data": "train.jsonl"}],
+    "tinybert": [{"data": "train.jsonl"}],
 }
 """What each named method is given beside its models."""
 
@@ -194,6 +196,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("the student as it is now, and nothing more", {"teacher": "Itself()"}),
     ("a hint that says nothing", {"teacher": "Privileged('@student', ' ')"}),
     ("a hint of nobody", {"teacher": "Privileged(Silent(), 'think')"}),
+    ("layers of a server's model", {"teacher": "Endpoint('http://localhost/v1', 'model')", "objective": "HiddenStates()"}),
+    ("attention to another prompt", {"teacher": "Privileged('teacher', 'Think.')", "objective": "Attentions()"}),
+    ("layers that there cannot be", {"objective": "HiddenStates({0: -1})"}),
     ("guidance of truncated scores", {"teacher": "Guided(Endpoint('http://localhost/v1', 'model'), 2)"}),
     (
         "a reward's gradient on text of older weights",
@@ -248,7 +253,8 @@ def block(name: str) -> str:
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
         "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
-        **measured_arithmetic.TABLES, "digits_condense": measured_condense.digits_condense,
+        "layers": measured.layers, "digits_condense": measured_condense.digits_condense,
+        **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

@@ -240,3 +240,20 @@ def speculation() -> str:
 
 def _between(each: dict[str, Any]) -> str:
     return f"{each['mean']:.3f} ({each['interval'][0]:.3f} to {each['interval'][1]:.3f})"
+
+
+def layers() -> str:
+    """What comparing layers added to a forward KL."""
+    found = results("layers")
+    rows = [
+        [each["objective"].replace("ForwardKL", "ForwardKL()", 1), f"{each['kl_nats']:.3f} ({each['interval'][0]:.3f} to {each['interval'][1]:.3f})",
+         "" if name == "alone" else f"{each['lower_by']:+.3f} ({each['lower_by_interval'][0]:+.3f} to {each['lower_by_interval'][1]:+.3f})",
+         f"{each['times_alone']:.2f}"]
+        for name, each in found["arms"].items()
+    ]  # fmt: skip
+    asked = found["settings"]
+    said = (f"Held-out KL before: {found['before_kl_nats']:.3f} nats a token, of {asked['held_out_tokens']:,} tokens. {asked['steps']} steps of "
+            f"{asked['sequences']} answers, learning rate {asked['learning_rate']:g}, {len(asked['seeds'])} seeds. {_machine(found)}")  # fmt: skip
+    tried = ", ".join(f"{name.removeprefix('ForwardKL + ')} {value:.3f}" for name, value in found["tried_on_kept_back"].items())
+    columns = ["objective", "held-out KL, nats a token", "lower than alone by", "time of a pass, times alone"]
+    return f"{table(columns, rows)}\n\n{said}\n\nTried with seed 0, on answers kept back: {tried}."

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from limbeck.examples import read_examples as read_examples
     from limbeck.examples import write_examples as write_examples
     from limbeck.experts import Experts as Experts
+    from limbeck.features import Attentions as Attentions
+    from limbeck.features import HiddenStates as HiddenStates
     from limbeck.guidance import Guided as Guided
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
     from limbeck.matching import TrajectoryMatching as TrajectoryMatching
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
+    from limbeck.methods import fitnets as fitnets
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
     from limbeck.methods import kd as kd
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
     from limbeck.methods import skd as skd
+    from limbeck.methods import tinybert as tinybert
     from limbeck.networks import MLP as MLP
     from limbeck.networks import ConvNet as ConvNet
     from limbeck.networks import CustomNetwork as CustomNetwork
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from limbeck.objective import CustomTerm as CustomTerm
     from limbeck.objective import Objective as Objective
     from limbeck.objective import PolicyGradient as PolicyGradient
+    from limbeck.objective import RowTerm as RowTerm
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
     from limbeck.prefetch import Prefetch as Prefetch
@@ -95,13 +100,14 @@ _WHERE = {
     "evaluate": "Likelihood Verified",
     "examples": "read_examples write_examples",
     "experts": "Experts",
+    "features": "Attentions HiddenStates",
     "guidance": "Guided Itself Privileged",
     "herding": "Herding",
     "interleaved": "Interleaved",
     "matching": "DistributionMatching GradientMatching TrajectoryMatching",
-    "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
-    "networks": "MLP ConvNet CustomNetwork",
-    "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
+    "methods": "distillm distillspec fitnets gkd gkd_rl kd on_policy sft skd tinybert",
+    "networks": "ConvNet CustomNetwork MLP",
+    "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
     "prefetch": "Prefetch",
     "recipe": "Recipe",

@@ -322,9 +322,9 @@ class _Looking:
         """Open them, and see that their numbers are right."""
         from limbeck.selftest import self_test
 
-        student, teacher = self.recipe.open_pair()
+        student, teacher, objective = self.recipe.open_all()
         drawn = Batch.of(self.texts, "corpus") if teacher.needs_rows and self.texts else None
-        yield Line("self-test", str(self_test(student, teacher, self.recipe.objective, self.texts, drawn)))
+        yield Line("self-test", str(self_test(student, teacher, objective, self.texts, drawn)))
 
 
 def _below(part: Any) -> Iterator[Part]:

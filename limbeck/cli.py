@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
-KNOWN = "A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec."
+KNOWN = "A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help=KNOWN)]
 TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder, GGUF file or cache.")]
 StudentName = Annotated[str | None, typer.Option("--student", help="For a method: hub name or folder.")]

@@ -59,7 +59,7 @@ class Part:
 
 def live() -> Any:
     """Declare an attribute of a part that is no setting: it is filled by `load` and never written to a file."""
-    return dataclasses.field(init=False, repr=False, compare=False, default=None)
+    return dataclasses.field(init=False, repr=False, compare=False, default=None, kw_only=True)  # no place among those without a name
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))

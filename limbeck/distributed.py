@@ -103,6 +103,18 @@ class Passes:
         elif ranks() > 1 and learns:
             self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
 
+    def join(self, other: Any) -> None:
+        """Have another module learn with the model, before the first pass: in its copies, or sharded, each of its linear maps by itself."""
+        if is_sharded():
+            from torch.distributed.fsdp import fully_shard
+
+            for each in [each for each in other.modules() if isinstance(each, torch.nn.Linear)]:
+                fully_shard(each)
+        self._module.other = other
+        if self._copies is not None:
+            self._copies = None  # lets go of the weights first
+            self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
+
     def run(self, work: Callable[[Any], T]) -> T:
         """Do something with the model."""
         found = self._module(work)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from limbeck.config import part
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
-from limbeck.objective import FULL, Term, TokenRows, check_ratio
+from limbeck.objective import FULL, RowTerm, Term, TokenRows, check_ratio
 from limbeck.targets import Distribution, Logits, Rows, SampledRows, TokenLogpRows, TopKRows
 
 FAR = 80.0
@@ -22,7 +22,7 @@ FAR = 80.0
 
 
 @part
-class Divergence(Term):
+class Divergence(RowTerm):
     """Base of all: `temperature` softens both sides."""
 
     temperature: float = field(default=1.0, kw_only=True)
@@ -210,7 +210,7 @@ class AlphaDivergence(Divergence):
 
 
 @part
-class SampledReverseKL(Term):
+class SampledReverseKL(RowTerm):
     """`KL(q || p)` by the student's own tokens y ~ q alone, for a teacher that says no more than `log p(y)`.
 
     The value is `log q(y) - log p(y)`, unbiased (the estimator k1). As a loss its expected gradient would be 0, so the

@@ -15,6 +15,7 @@ from limbeck.batch import Batch
 from limbeck.blend import Steered
 from limbeck.config import live, part
 from limbeck.errors import DataError, RecipeError
+from limbeck.insides import Layers, Opens
 from limbeck.licences import Licence
 from limbeck.prompts import Prompts
 from limbeck.student import Student
@@ -183,7 +184,7 @@ class Guided(_Around):
 
 
 @part
-class Privileged(_Around):
+class Privileged(Opens, _Around):
     """A teacher that reads each prompt with a hint, and scores the same completions: what it says with it is learnt without.
 
     Of the student's own weights this is context distillation (Snell et al. 2022, arXiv 2209.15189), on its own text on-policy
@@ -213,8 +214,13 @@ class Privileged(_Around):
 
     @property
     def says(self) -> frozenset[str]:
-        """What the teacher inside says."""
-        return self.model.says
+        """What the teacher inside says of single tokens; it attends to another text."""
+        return self.model.says - {"attentions"}
+
+    def lay_open(self, layers: Layers) -> None:
+        """Those of the teacher inside."""
+        assert isinstance(self.model, Opens), "states that nobody says; the recipe should have been refused"
+        self.model.lay_open(layers)
 
     @property
     def needs_rows(self) -> bool:

@@ -1,9 +1,9 @@
-"""One pass over the rows of completion tokens that serves every term: logits, nats and gradients, a chunk at a time.
+"""One pass over the rows of completion tokens that serves every row term: logits, nats and gradients, a chunk at a time.
 
 Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary, D hidden width. The logits of a whole pass never
 exist: each chunk is scored, differentiated and dropped, since the scale of the loss is known before. The matrix products
 take a chunk at once; the arithmetic on its rows goes block by block, so that on a CPU it stays in the cores' caches, and
-each block's gradient is written where its logits were.
+each block's gradient is written where its logits were. Feature terms stand outside: autograd differentiates them.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from limbeck.batch import Batch
 from limbeck.head import Head
-from limbeck.objective import Objective, TokenRows
+from limbeck.insides import Features
+from limbeck.objective import FeatureTerm, Objective, TokenRows
 from limbeck.targets import Logits, Rows, Targets
 
 CHUNK_ROWS, CHUNK_BYTES = 512, 66 * 2**20
@@ -33,10 +34,19 @@ PRODUCT_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Outputs:
-    """A student's forward pass: hidden states at the rows of completion tokens [N, D], and the head they have yet to meet."""
+    """A student's forward pass: hidden states at the rows of completion tokens [N, D], and the head they have yet to meet.
+
+    features: what was laid open on the way, where that was asked for.
+    """
 
     hidden_ND: Tensor
     head: Head
+    features: Features | None = None
+
+    def touched(self) -> Tensor:
+        """0, with a gradient of 0 on every weight of the model."""
+        weights = [each for each in (self.head.weight_VD, self.head.bias_V) if each is not None]
+        return 0.0 * torch.stack([self.hidden_ND.sum().double(), *(weight.sum().double() for weight in weights)]).sum()
 
     def apart(self) -> "Outputs":
         """The same with a head of its own, for when the model's may go away."""
@@ -79,8 +89,8 @@ class _Work:
     def __init__(self, objective: Objective, head: Head, said: Targets, batch: Batch, scale: float) -> None:
         self.objective, self.head, self.said, self.scale = objective, head, said, scale
         rows, device = len(batch.places_N), head.weight_VD.device
-        self.nats = {term.name: torch.zeros(rows) for term in objective.terms}
-        self.weights = {term.name: objective.weights(term, batch) for term in objective.terms}
+        self.nats = {term.name: torch.zeros(rows) for term in objective.row_terms}
+        self.weights = {term.name: objective.weights(term, batch) for term in objective.row_terms}
         self.factors = {name: (weights_N * scale).to(device)[:, None] for name, weights_N in self.weights.items()}
         credit_N = None if batch.credit_B is None else batch.credit_N.to(device)
         self.tokens = TokenRows(batch.tokens_N.to(device), credit_N, batch.logp_N.to(device))
@@ -116,7 +126,7 @@ class _Work:
     def _block(self, rows: slice, student: Logits, said: Rows, gradient: bool) -> Tensor | None:
         """Nats of a block's rows, and the gradient of the scaled, weighed sum on their logits."""
         total_CV = None
-        for term in self.objective.terms:
+        for term in self.objective.row_terms:
             nats_C, gradient_CV = term.rows(student, said, self.tokens.block(rows))
             self.nats[term.name][rows] = nats_C.to(self.nats[term.name])
             if gradient:
@@ -152,7 +162,7 @@ class _RowLoss(torch.autograd.Function):
 
 
 def row_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one pass and the nats of its rows by term.
+    """Loss of one pass and the nats of its rows by term, of an objective's row terms, of which there must be one.
 
     Returns the scalar `scale * sum over terms and rows of weight * nats` (float64, differentiable), and for each term
     its unweighed nats [N] in float32 on the CPU. The caller divides by nothing: `scale` is one over the tokens of the whole step.
@@ -162,9 +172,27 @@ def row_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective
     return loss, work.nats
 
 
+def pass_loss(outputs: Outputs, said: Targets, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same of all terms."""
+    loss, nats = outputs.hidden_ND.new_zeros((), dtype=torch.float64), dict[str, Tensor]()
+    if objective.row_terms:
+        loss, nats = row_loss(outputs, said, batch, objective, scale)
+    for term in objective.feature_terms:
+        distance_N = _distances(outputs, said, term)
+        loss = loss + scale * (distance_N.double() @ objective.weights(term, batch).to(distance_N.device).double())
+        nats[term.name] = distance_N.detach().float().cpu()
+    return loss, nats
+
+
+def _distances(outputs: Outputs, said: Targets, term: FeatureTerm) -> Tensor:
+    assert outputs.features is not None and said.features is not None, "layers that nobody laid open"
+    return term.distances(outputs.features, said.features)
+
+
 @torch.no_grad()
 def measure(outputs: Outputs, said: Targets, batch: Batch, objective: Objective) -> dict[str, Tensor]:
     """The same nats [N] by term, without a gradient: what evaluation reports is what training reduces."""
     work = _Work(objective, outputs.head, said, batch, 1.0)
-    work.run(outputs.hidden_ND, None)
-    return work.nats
+    if objective.row_terms:
+        work.run(outputs.hidden_ND, None)
+    return work.nats | {term.name: _distances(outputs, said, term).float().cpu() for term in objective.feature_terms}

@@ -11,6 +11,7 @@ from typing import Any
 from limbeck.config import build
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL, TotalVariation
 from limbeck.errors import RecipeError, did_you_mean
+from limbeck.features import Attentions, HiddenStates, Map
 from limbeck.interleaved import Interleaved
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
 from limbeck.privacy import expanded
@@ -100,7 +101,31 @@ def distillspec(student: Named, teacher: Scorer, prompts: Any, objective: Term |
     return Recipe(_student(student), OnPolicy(prompts), scorer(teacher), build(objective or TotalVariation(), Objective), **numbers)
 
 
-METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec)}
+def fitnets(student: Named, teacher: Scorer, data: Any, layers: Map = "middle", weight: float = 1.0, **numbers: Any) -> Recipe:
+    """A hint from inside the teacher beside its distributions: `KL(p || q) + weight * HiddenStates(layers)` (FitNets, arXiv 1412.6550).
+
+    Departs: 1) one stage, where there the hint trains the student's lower half first and the distributions all of it then; 2) the
+    regressor is linear, and there is one only where widths differ; 3) no cross-entropy with the text.
+    """
+    return Recipe(_student(student), Corpus(data), scorer(teacher), ForwardKL() + weight * HiddenStates(layers), **numbers)
+
+
+def tinybert(
+    student: Named, teacher: Scorer, data: Any, layers: Map = "even", states: float = 1.0, attentions: float = 1.0, **numbers: Any
+) -> Recipe:  # fmt: skip
+    """States and attention of all layers beside the teacher's distributions (TinyBERT, arXiv 1909.10351).
+
+    `KL(p || q) + states * HiddenStates(layers) + attentions * Attentions(layers, distance="mse")`. Departs: 1) one stage, where
+    there the layers learn first and the distributions then; 2) means over layers, where there are sums; 3) attention after the
+    softmax, not before; 4) no term of the embeddings; 5) a language model on its text, in place of a classifier on augmented sentences.
+    """
+    objective = ForwardKL() + states * HiddenStates(layers) + attentions * Attentions(layers, distance="mse")
+    return Recipe(_student(student), Corpus(data), scorer(teacher), objective, **numbers)
+
+
+METHODS: dict[str, Callable[..., Recipe]] = {
+    method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert)
+}
 """By name, for the command line."""
 
 

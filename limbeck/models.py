@@ -19,6 +19,8 @@ from limbeck.attention import few_places
 from limbeck.batch import Batch
 from limbeck.errors import ModelError, VocabularyError, is_out_of_memory
 from limbeck.head import Head
+from limbeck.hooks import recording
+from limbeck.insides import CLOSED, Layers
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
 from limbeck.memory import gathered, is_mixable, is_revocable, memory, shorten
@@ -56,6 +58,8 @@ class Model:
     name: str
     compute: torch.dtype
     head_like: Head = field(repr=False)
+    proven: set[int] = field(default_factory=set[int], repr=False)
+    """Layers whose attention, as it is laid open, was seen to be what the model makes of it."""
 
     @property
     def causal(self) -> PreTrainedModel:
@@ -98,15 +102,16 @@ class Model:
         narrower = weights == torch.float32 and self.compute != torch.float32
         return torch.autocast(device().type, self.compute) if narrower else nullcontext()
 
-    def forward(self, batch: Batch) -> Outputs:
-        """Hidden states [N, D] that predict each completion token, and the head they have yet to meet.
+    def forward(self, batch: Batch, opened: Layers = CLOSED) -> Outputs:
+        """Hidden states [N, D] that predict each completion token, and the head they have yet to meet; layers `opened` beside them.
 
         Sequences are padded on the right, where a causal model cannot see it, so no mask is needed.
         """
-        ids_BS, before_N = padded(batch)
-        with self.arithmetic():
-            hidden_BSD = self.causal.get_decoder()(input_ids=ids_BS.to(device()), use_cache=False).last_hidden_state
-        return Outputs(hidden_BSD.flatten(0, 1)[before_N.to(device())].to(self.compute), self.head)
+        ids_BS, before_N = (each.to(device()) for each in padded(batch))
+        with self.arithmetic(), recording(self.causal, opened, self.name) as record:
+            hidden_BSD = self.causal.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+        features = record.features(before_N, self.proven, self.name) if opened else None
+        return Outputs(hidden_BSD.flatten(0, 1)[before_N].to(self.compute), self.head, features)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> "Writing":
         """Read prompts, empty ones too."""

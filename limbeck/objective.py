@@ -1,7 +1,8 @@
 """How far the student is from what was said: terms and their weighted sum.
 
-Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary. Terms give nats per row and the gradient of those
-nats on the student's logits; they never reduce, average, mask or shift. `loss.py` takes them over the rows of a pass.
+Axes: N completion tokens of a pass, C rows of a chunk, V vocabulary. Row terms give nats per row and the gradient of those
+nats on the student's logits; feature terms compare what stands inside both models, row by row, and autograd differentiates them.
+None reduces over rows, averages over them, masks or shifts. `loss.py` takes them over the rows of a pass.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Self, cast
 from limbeck.batch import WRITERS, Batch
 from limbeck.config import Part, build, import_object, part, plain
 from limbeck.errors import RecipeError
+from limbeck.insides import CLOSED, Build, Features, Layers
 from limbeck.lazy import Tensor, torch
 from limbeck.reward import blaming
 from limbeck.targets import Logits, Rows
@@ -52,7 +54,10 @@ def check_ratio(name: str, ratio: float | None) -> None:
 
 @part
 class Term(Part, ABC):
-    """One way to say how far. `2 * term` weighs it, `a + b` adds, `term.on("teacher")` counts only that writer's tokens."""
+    """One way to say how far, of two kinds: `RowTerm` and `FeatureTerm`.
+
+    `2 * term` weighs it, `a + b` adds, `term.on("teacher")` counts only that writer's tokens.
+    """
 
     weight: float = field(default=1.0, kw_only=True)
     writer: str | None = field(default=None, kw_only=True)
@@ -68,14 +73,20 @@ class Term(Part, ABC):
         if self.writer is not None and self.writer not in WRITERS:
             raise RecipeError(f'{type(self).__name__}.on("{self.writer}"): tokens are written by one of {", ".join(WRITERS)}')
 
+    @property
     @abstractmethod
-    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
-        """Nats of each row [C], unweighted, and their gradient on the student's logits [C, V] (a tensor of its own)."""
+    def opens(self) -> tuple[Layers, Layers]:
+        """Which layers of student and teacher must be laid open for it."""
 
     @property
     def name(self) -> str:
         """What metrics call it."""
         return type(self).__name__ + (f"@{self.writer}" if self.writer else "")
+
+    @property
+    def unit(self) -> str:
+        """What its values are, before its name in metrics: "nats" wherever they are."""
+        return "nats"
 
     def on(self, writer: str) -> Self:
         """Count only tokens of this writer: "corpus", "teacher" or "student"."""
@@ -88,6 +99,40 @@ class Term(Part, ABC):
         return replace(self, weight=self.weight * factor)
 
     __rmul__ = __mul__
+
+
+class RowTerm(Term):
+    """A term of next-token distributions: all of them are taken in one pass over chunks of rows."""
+
+    @abstractmethod
+    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
+        """Nats of each row [C], unweighted, and their gradient on the student's logits [C, V] (a tensor of its own)."""
+
+    @property
+    def opens(self) -> tuple[Layers, Layers]:
+        """None: it is about what the models say."""
+        return CLOSED, CLOSED
+
+
+class FeatureTerm(Term):
+    """A term of what stands inside the models. `load` makes it for a pair, whose layers and widths it must know."""
+
+    @abstractmethod
+    def load(self, student: Build, teacher: Build, seed: int) -> Self:
+        """The term alive, for models that are built so. Raises RecipeError where they cannot be compared."""
+
+    @abstractmethod
+    def distances(self, student: Features, teacher: Features) -> Tensor:
+        """How far each row is [N], unweighted, differentiable by what is the student's."""
+
+    @abstractmethod
+    def itself(self) -> Self:
+        """The same between the student's layers and themselves, without what is learnt: all 0."""
+
+    @property
+    def projections(self) -> "torch.nn.ModuleDict":
+        """What it learns beside the student; empty where that is nothing."""
+        return torch.nn.ModuleDict()
 
 
 def counted(term: Term, batch: Batch) -> Tensor:
@@ -141,13 +186,40 @@ class Objective(Part):
         """What the teacher must be able to say."""
         return frozenset[str]().union(*(term.needs for term in self.terms))
 
+    @property
+    def row_terms(self) -> list[RowTerm]:
+        """Those of next-token distributions."""
+        return [term for term in self.terms if isinstance(term, RowTerm)]
+
+    @property
+    def projections(self) -> "torch.nn.ModuleDict":
+        """What is learnt beside the student, by term; empty where that is nothing."""
+        return torch.nn.ModuleDict({term.name: term.projections for term in self.feature_terms if term.projections})
+
+    @property
+    def feature_terms(self) -> list[FeatureTerm]:
+        """Those of what stands inside."""
+        return [term for term in self.terms if isinstance(term, FeatureTerm)]
+
+    @property
+    def opens(self) -> tuple[Layers, Layers]:
+        """Which layers of student and teacher must be laid open."""
+        mine, theirs = CLOSED, CLOSED
+        for term in self.terms:
+            mine, theirs = mine | term.opens[0], theirs | term.opens[1]
+        return mine, theirs
+
+    def load(self, student: Build, teacher: Build, seed: int) -> "Objective":
+        """The objective alive: its feature terms made for models that are built so."""
+        return Objective([term.load(student, teacher, seed) if isinstance(term, FeatureTerm) else term for term in self.terms])
+
     def weights(self, term: Term, batch: Batch) -> Tensor:
         """What each row of a pass counts for in this term [N]: its weight, or 0 where another wrote the token."""
         return term.weight * counted(term, batch)
 
 
 @part
-class CrossEntropy(Term):
+class CrossEntropy(RowTerm):
     """`-log q(token)`: fine-tuning on the text, whoever wrote it. The tokens are the lesson; nothing is asked of a teacher."""
 
     def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
@@ -158,7 +230,7 @@ class CrossEntropy(Term):
 
 
 @part
-class PolicyGradient(Term):
+class PolicyGradient(RowTerm):
     """`-credit * log q(token)` on the student's own tokens (REINFORCE; the reward term of GKD, arXiv 2306.13649 eq. 5).
 
     Credit is the source's: a reward less its baseline, the same for every token of a completion.
@@ -185,7 +257,7 @@ class PolicyGradient(Term):
 
 
 @part
-class CustomTerm(Term):
+class CustomTerm(RowTerm):
     """A user's own distance, `module:function`, called with (log_q_CV, log_p_CV) in nats, returning nats [C].
 
     Differentiated by autograd, chunk by chunk.

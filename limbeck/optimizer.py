@@ -47,13 +47,17 @@ class AdamW(Part):
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * fall[self.schedule]
 
-    def build(self, weights: Iterable["torch.nn.Parameter"]) -> "torch.optim.Optimizer":
-        """The optimizer over these weights."""
+    def groups(self, weights: Iterable["torch.nn.Parameter"]) -> list[dict[str, Any]]:
+        """These weights as torch's optimizers take them: those that decay, and the others."""
         moving = list(weights)
-        groups = [
+        return [
             {"params": [w for w in moving if w.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [w for w in moving if w.ndim < 2], "weight_decay": 0.0},
         ]
+
+    def build(self, weights: Iterable["torch.nn.Parameter"]) -> "torch.optim.Optimizer":
+        """The optimizer over these weights."""
+        groups = self.groups(weights)
         options: dict[str, Any] = {"lr": self.learning_rate, "betas": (self.beta_1, self.beta_2), "eps": self.epsilon}
         if self.eight_bit:
             return _eight_bit(groups, options)

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import curriculum, endpoint, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
 from limbeck.licences import Licence, of_model
-from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
+from limbeck.objective import CrossEntropy, FeatureTerm, Objective, PolicyGradient, Term
+from limbeck.pairing import between
 from limbeck.prefetch import Prefetch
 from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
@@ -101,13 +102,18 @@ class Recipe(Part):
         student = self.student.load(self.steps)
         return student, self.teacher.load(student)
 
+    def open_all(self) -> tuple[Student, Teacher, Objective]:
+        """The two, and the objective between them: its layers found, its projections learning with the student."""
+        student, teacher = self.open_pair()
+        return student, teacher, between(self.objective, student, teacher, self.seed)
+
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
         """The four parts alive, where the run's newest checkpoint left them."""
-        student, teacher = self.open_pair()
+        student, teacher, objective = self.open_all()
         source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks, teacher))
         run.attach(student, source)
         run.provenance(student.live.described, teacher.described)
-        return student, teacher, source, self.objective
+        return student, teacher, source, objective
 
 
 Refusal = Callable[[Term, Recipe], str | None]
@@ -218,7 +224,7 @@ def _itself(term: Term, recipe: Recipe) -> str | None:
             f"the teacher is the student as it is now and says the same, so {term.name} has no gradient; "
             'let it say more than the student: Privileged("@student", hint), or Guided("@student", scale) with a scale other than 1'
         )
-    if not all(isinstance(each, Divergence) for each in recipe.objective.terms):
+    if not all(isinstance(each, Divergence | FeatureTerm) for each in recipe.objective.terms):
         return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
     if teacher.echoes == student.model and student.lora is None:
         return (

@@ -58,7 +58,8 @@ class Tally:
         totals = distributed.sum_over_ranks([self.tokens, *(self.sums[n] for n in names), *(self.rows[n] for n in names)])
         tokens, sums, rows = totals[0], totals[1 : 1 + len(names)], totals[1 + len(names) :]
         loss = sum(term.weight * total for term, total in zip(self.objective.terms, sums, strict=True)) / max(1.0, tokens)
-        means = {f"nats/{name}": total / count for name, total, count in zip(names, sums, rows, strict=True) if count}
+        found = zip(self.objective.terms, sums, rows, strict=True)
+        means = {f"{term.unit}/{term.name}": total / count for term, total, count in found if count}
         return {"loss_nats": loss, **means, "tokens": int(tokens)}
 
 

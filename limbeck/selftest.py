@@ -1,7 +1,8 @@
 """The start-up self-test: before a run spends anything, its numbers are seen to be right on a few tokens.
 
 1) The teacher's terms have a gradient. 2) Each divergence is 0 where the student stands as its own teacher. 3) The
-nats and gradients that come in chunks are those of the formula over all rows at once, in float64.
+nats and gradients that come in chunks are those of the formula over all rows at once, in float64. 4) Terms of what stands
+inside are 0 where a layer is compared with itself, and have a gradient.
 
 Axes: N completion tokens of a few rows, V vocabulary, D hidden width.
 """
@@ -21,7 +22,7 @@ from limbeck.distributed import is_sharded
 from limbeck.divergence import Divergence, ForwardKL
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.loss import Outputs, measure, row_loss
-from limbeck.objective import CrossEntropy, Objective, Term, TokenRows
+from limbeck.objective import CrossEntropy, Objective, RowTerm, Term, TokenRows
 from limbeck.student import Student
 from limbeck.targets import Dense, Logits, Targets
 from limbeck.teachers import Local, Teacher
@@ -72,10 +73,12 @@ def self_test(student: Student, teacher: Teacher, objective: Objective, texts: S
     (said,) = teacher.score([batch])
 
     def look(model: "Model") -> SelfTest:
-        testing = _Testing(_detached(model.forward(batch)), said, batch)
+        outputs = model.forward(batch, objective.opens[0])
+        testing = _Testing(_detached(outputs), said, batch)
+        _inside(outputs, said, objective)
         with _small_chunks():
             share = _teachers_share(testing, objective, student, teacher)
-            return SelfTest(share, _to_itself(testing, objective), max(_chunked(testing, term) for term in objective.terms))
+            return SelfTest(share, _to_itself(testing, objective), max((_chunked(testing, term) for term in objective.row_terms), default=0.0))
 
     return student.run(look)  # within a pass, as a head that ranks share is whole there alone
 
@@ -139,7 +142,7 @@ def _small_chunks() -> Generator[None]:
 
 def _teachers_share(testing: _Testing, objective: Objective, student: Student, teacher: Teacher) -> float | None:
     """How large the gradient of what is asked of the teacher is beside that of the text."""
-    asked = [term for term in objective.terms if term.needs]
+    asked = [term for term in objective.row_terms if term.needs]
     if not asked:
         return None
     share = testing.share(*asked)
@@ -170,6 +173,29 @@ def _names(terms: Sequence[Term]) -> str:
     return " + ".join(term.name for term in terms)
 
 
+def _inside(outputs: Outputs, said: Targets, objective: Objective) -> None:
+    """See that the distance of layers to themselves is 0, and that those to the teacher's are numbers, and not all of them 0."""
+    if not objective.feature_terms:
+        return
+    assert outputs.features is not None and said.features is not None, "layers that nobody laid open"
+    found = dict[str, float]()
+    with torch.no_grad():
+        for term in objective.feature_terms:
+            found[term.name] = float(term.distances(outputs.features, said.features).abs().max())
+            own = term.itself()
+            to_itself = float(own.distances(outputs.features, outputs.features).abs().max())
+            if not to_itself <= ZERO_NATS[outputs.hidden_ND.dtype]:
+                raise LimbeckError(f"{term.name} of the student to itself is {to_itself:.3g}, and should be 0; {_OURS}")
+    if not max(found.values()) < float("inf"):
+        raise LimbeckError(f"{_told(found)}: give teacher and student the dtype float32, or look at their weights")
+    if max(found.values()) == 0 and not objective.row_terms:
+        raise RecipeError(f"{_told(found)}: the student's layers hold what the teacher's do; name another teacher, other layers, or add ForwardKL()")
+
+
+def _told(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} is at most {value:.3g}" for name, value in found.items())
+
+
 def _to_itself(testing: _Testing, objective: Objective) -> float:
     """The largest nats of a divergence between the student and itself."""
     terms, outputs = [term for term in objective.terms if isinstance(term, Divergence)], testing.outputs
@@ -186,7 +212,7 @@ def _to_itself(testing: _Testing, objective: Objective) -> float:
 _OURS = "nothing was spent; this is a fault of the program on this machine, please open an issue"
 
 
-def _chunked(testing: _Testing, term: Term) -> float:
+def _chunked(testing: _Testing, term: RowTerm) -> float:
     """How far a term's nats and gradients, chunk by chunk, are from its formula over all rows, relative to the largest.
 
     Near 0 there is rounding alone: nats count as no less than 0.1, gradients as no less than 1 % of the text's.
@@ -207,7 +233,7 @@ def _apart(found: Tensor, wanted: Tensor, least: float) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=least))
 
 
-def _direct(testing: _Testing, term: Term) -> tuple[Tensor, Tensor]:
+def _direct(testing: _Testing, term: RowTerm) -> tuple[Tensor, Tensor]:
     """A term's nats [N], and the gradient of their weighed sum on the hidden states [N, D]: all logits at once, in float64."""
     outputs, said, batch = testing.outputs, testing.said, testing.batch
     head, device = outputs.head.prepared(outputs.hidden_ND.dtype), outputs.hidden_ND.device

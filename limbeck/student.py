@@ -10,10 +10,11 @@ from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written, write
-from limbeck.distributed import Passes, is_sharded, share_like, whole_tensor
+from limbeck.distributed import Passes, is_sharded, ranks, share_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
+from limbeck.insides import CLOSED, Layers
 from limbeck.lazy import Tensor, torch
-from limbeck.machine import Opening, Precision
+from limbeck.machine import Opening, Precision, device
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
@@ -52,6 +53,7 @@ class Student(Part):
     _steps: Any = live()
     _passes: Any = live()
     _pen: Any = live()
+    _joined: Any = live()
 
     @classmethod
     def adopt(cls, value: object) -> object:
@@ -92,6 +94,22 @@ class Student(Part):
         """How many steps it was made ready for."""
         return self._steps
 
+    def join(self, modules: "torch.nn.ModuleDict") -> None:
+        """Have modules learn with the student: optimised, checkpointed, and left out of what `save` writes. Before the first pass."""
+        if not list(modules.parameters()):
+            return
+        self._joined = modules.to(device())
+        self._passes.join(self._joined)
+        for group in self.optimizer.groups(self._joined.parameters()):
+            self._optimizer.add_param_group(group)
+
+    @property
+    def _moving(self) -> "dict[str, torch.nn.Parameter]":
+        """The weights that move, by name, those that joined among them."""
+        own = dict(self.live.module.named_parameters())
+        joined = {f"joined.{name}": weight for name, weight in self._joined.named_parameters()} if self._joined else {}
+        return {name: weight for name, weight in (own | joined).items() if weight.requires_grad}
+
     def aside(self, pen: "Pen") -> Self:
         """One that writes with the weights as they are now, copied into a pen of its own, whatever is learnt meanwhile. It cannot learn."""
         made = self.fresh()
@@ -115,10 +133,13 @@ class Student(Part):
 
         last: whether it is the last pass of a step, after which ranks have the same gradient.
         """
-        from limbeck.loss import row_loss
+        from limbeck.loss import pass_loss
 
         def work(model: "Model") -> tuple[Tensor, dict[str, Tensor]]:
-            loss, nats = row_loss(model.forward(batch), said, batch, objective, scale)
+            outputs = model.forward(batch, objective.opens[0])
+            loss, nats = pass_loss(outputs, said, batch, objective, scale)
+            if ranks() > 1 and not objective.row_terms:
+                loss = loss + outputs.touched()  # every weight is waited for by the other ranks
             if not torch.isfinite(loss):
                 raise LimbeckError(f"the loss is {float(loss.detach())} {_where(nats, batch)}; lower the learning rate, or look at these rows")
             return loss, nats
@@ -134,15 +155,15 @@ class Student(Part):
         with torch.no_grad():
             return self._passes.run(work)
 
-    def forward(self, batch: Batch) -> "Outputs":
-        """Hidden states and head for each completion token, and nothing learnt."""
-        return self.run(lambda model: model.forward(batch).apart() if is_sharded() else model.forward(batch))
+    def forward(self, batch: Batch, opened: Layers = CLOSED) -> "Outputs":
+        """Hidden states and head for each completion token, layers `opened` beside them, and nothing learnt."""
+        return self.run(lambda model: model.forward(batch, opened).apart() if is_sharded() else model.forward(batch, opened))
 
     def measure(self, batch: Batch, said: Targets, objective: Objective) -> dict[str, Tensor]:
         """The same nats [N] by term, and nothing learnt."""
         from limbeck.loss import measure
 
-        return self.run(lambda model: measure(model.forward(batch), said, batch, objective))
+        return self.run(lambda model: measure(model.forward(batch, objective.opens[0]), said, batch, objective))
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
               told: Callable[[int], None] = lambda tokens: None) -> list[Written]:  # fmt: skip
@@ -155,7 +176,7 @@ class Student(Part):
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""
-        weights = [w for w in self.live.module.parameters() if w.grad is not None]
+        weights = [w for w in self._moving.values() if w.grad is not None]
         clipped = torch.nn.utils.clip_grad_norm_(weights, self.optimizer.clip or float("inf"), foreach=True)
         norm = float(whole_tensor(clipped))
         if not norm < float("inf"):
@@ -188,7 +209,7 @@ class Student(Part):
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights and the optimizer's moments."""
-        moving = {name: weight for name, weight in self.live.module.named_parameters() if weight.requires_grad}
+        moving = self._moving
         moments = {
             f"moment.{name}.{kind}": torch.as_tensor(value)  # bitsandbytes counts its steps in plain numbers
             for name, weight in moving.items()
@@ -198,9 +219,7 @@ class Student(Part):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        for name, weight in self.live.module.named_parameters():
-            if not weight.requires_grad:
-                continue
+        for name, weight in self._moving.items():
             weight.data.copy_(share_like(state[f"weight.{name}"], weight))
             mark = f"moment.{name}."
             self._optimizer.state[weight] = {

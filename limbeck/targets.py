@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from limbeck.head import Head
+from limbeck.insides import Features
 from limbeck.lazy import Tensor
 
 
@@ -121,6 +122,8 @@ class Targets(ABC):
     """What was said about each of N completion tokens, and by whom (`fingerprint`)."""
 
     fingerprint: str
+    features: Features | None = None
+    """What stood inside the one who said it, where that was laid open."""
 
     @property
     def says(self) -> frozenset[str]:
@@ -158,6 +161,7 @@ class Dense(Targets):
     hidden_ND: Tensor
     head: Head
     fingerprint: str
+    features: Features | None = None
 
     @cached_property
     def _prepared(self) -> Head:
@@ -173,8 +177,8 @@ class Dense(Targets):
         return Logits(self._prepared.product(self.hidden_ND[chunk]), self._prepared)
 
     def select(self, rows_N: Tensor) -> "Dense":
-        """The same about these tokens only."""
-        return replace(self, hidden_ND=self.hidden_ND[rows_N])
+        """The same about these tokens only; what was laid open belongs to a whole pass, and is left out."""
+        return replace(self, hidden_ND=self.hidden_ND[rows_N], features=None)
 
 
 @dataclass(frozen=True)

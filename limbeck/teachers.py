@@ -15,6 +15,7 @@ from limbeck.config import live, part, plain
 from limbeck.decoding import Sampling
 from limbeck.distributed import Passes
 from limbeck.errors import CacheError, RecipeError, did_you_mean
+from limbeck.insides import INSIDE, Opens
 from limbeck.lazy import torch
 from limbeck.licences import Licence, from_plain, of_model, of_recorded
 from limbeck.licensed import Licensed
@@ -118,7 +119,7 @@ class Silent(Teacher):
 
 
 @part
-class Local(Teacher):
+class Local(Opens, Teacher):
     """A causal language model on this machine, by hub name, folder or GGUF file.
 
     "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it.
@@ -141,8 +142,8 @@ class Local(Teacher):
 
     @property
     def says(self) -> frozenset[str]:
-        """Whole distributions, of which any can be made."""
-        return frozenset({"distribution", "top k"})
+        """Whole distributions, of which any can be made, and what stands inside."""
+        return frozenset({"distribution", "top k"}) | INSIDE
 
     def load(self, student: Student | None) -> Self:
         """Open the model, unless it is the student's own; a teacher alone needs no student."""
@@ -194,11 +195,11 @@ class Local(Teacher):
     def _say(self, batch: Batch) -> Dense:
         if self._student:
             with self._student.unadapted():
-                outputs = self._student.forward(batch)
+                outputs = self._student.forward(batch, self.opened_layers)
         else:
             with torch.no_grad():
-                outputs = self._passes.run(lambda model: model.forward(batch))
-        return Dense(outputs.hidden_ND, outputs.head, self.model)
+                outputs = self._passes.run(lambda model: model.forward(batch, self.opened_layers))
+        return Dense(outputs.hidden_ND, outputs.head, self.model, outputs.features)
 
     def writing(self) -> Self:
         """The model open."""
@@ -217,7 +218,7 @@ class Local(Teacher):
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """Every outcome's probability, as hidden states and a head; what this teacher already said is not said again."""
         for batch in parts:
-            known = batch.said is not None and batch.said.fingerprint == self.model
+            known = batch.said is not None and batch.said.fingerprint == self.model and not self.opened_layers
             yield batch.said if known and batch.said is not None else self._say(batch)
 
 
@@ -336,7 +337,7 @@ class Mixture(Teacher):
         if self.weights is not None and (self.weights.keys() != self.teachers.keys() or not all(0 < w < math.inf for w in self.weights.values())):
             raise RecipeError(f"a mixture needs a weight above 0 for each of {names}, found {self.weights}")
         if not self.says:
-            said = "; ".join(f"{name} says {' or '.join(sorted(each.says)) or 'nothing'}" for name, each in self.teachers.items())
+            said = "; ".join(f"{name} says {' or '.join(sorted(each.says - INSIDE)) or 'nothing'}" for name, each in self.teachers.items())
             raise RecipeError(f"the teachers of a mixture have nothing in common that can be joined ({said}); keep the same of each")
         if len({each.temperature_kept for each in self.teachers.values()} - {None}) > 1:
             raise RecipeError(f"the teachers {names} of a mixture were kept at several temperatures; annotate at one")
@@ -345,7 +346,7 @@ class Mixture(Teacher):
     def says(self) -> frozenset[str]:
         """What all of them say, and what can be joined: truncated distributions have no mean."""
         common = frozenset.intersection(*(each.says for each in self.teachers.values()))
-        return common if self.by else common - {"top k"}
+        return common - INSIDE - (frozenset() if self.by else {"top k"})
 
     @property
     def hears(self) -> bool:

@@ -201,3 +201,43 @@ def herded(vectors: Array, tokens: NDArray[np.int64], count: int) -> tuple[list[
 def head_gradients(hidden: Array, logits: Array, tokens: NDArray[np.int64]) -> Array:
     """The gradient of the sum of the tokens' cross-entropies on a plain head [V, D]: `sum (q - onehot) hidden'`."""
     return cross_entropy(tokens, logits)[1].T @ np.float64(hidden)
+
+
+def states_mse(h: Array, t: Array, w: Array | None = None) -> tuple[Array, Array, Array | None]:
+    """`mean_D (h W' - t)^2` of each row, its gradient on h, and that of the sum over rows on W [teacher's width, student's]."""
+    apart = (h if w is None else h @ w.T) - t
+    slope = 2 * apart / t.shape[-1]
+    return (apart**2).sum(-1) / t.shape[-1], slope if w is None else slope @ w, None if w is None else slope.T @ h
+
+
+def states_cosine(h: Array, t: Array, w: Array | None = None) -> tuple[Array, Array, Array | None]:
+    """`1 - h W' t / (|h W'| |t|)` of each row, and the same gradients."""
+    x = h if w is None else h @ w.T
+    size, other = np.sqrt(total(x * x)), np.sqrt(total(t * t))
+    cosine = total(x * t) / (size * other)
+    slope = cosine * x / size**2 - t / (size * other)
+    return 1 - cosine[:, 0], slope if w is None else slope @ w, None if w is None else slope.T @ h
+
+
+def attention_row(query: Array, key: Array, scale: float, window: int | None = None, cap: float | None = None) -> Array:
+    """How heads look back from the last of K tokens: query [H, d], key [G, K, d], each for H / G heads in turn; gives [H, K]."""
+    heads, groups, keys = len(query), len(key), key.shape[1]
+    row = np.zeros((heads, keys))
+    for h in range(heads):
+        seen = range(0 if window is None else max(0, keys - window), keys)
+        score = np.array([scale * (query[h] * key[h * groups // heads, k]).sum() for k in seen])
+        score = score if cap is None else cap * np.tanh(score / cap)
+        row[h, list(seen)] = np.exp(log_softmax(score))
+    return row
+
+
+def attention_kl(theirs: Array, mine: Array) -> float:
+    """`sum_K p log(p / q)`, the mean over heads; where their numbers differ, of the means over heads."""
+    p, q = (theirs, mine) if len(theirs) == len(mine) else (theirs.mean(0)[None], mine.mean(0)[None])
+    return float(np.mean([sum(a * np.log(a / b) for a, b in zip(*rows, strict=True) if a > 0) for rows in zip(p, q, strict=True)]))
+
+
+def attention_mse(theirs: Array, mine: Array) -> float:
+    """`mean_K (p - q)^2`, the mean over heads; where their numbers differ, of the means over heads."""
+    p, q = (theirs, mine) if len(theirs) == len(mine) else (theirs.mean(0)[None], mine.mean(0)[None])
+    return float(((p - q) ** 2).mean())

@@ -110,6 +110,8 @@ METHODS = {
     "gkd_rl": {"teacher": "t", "prompts": "p.jsonl", "reward": "mod:judge"},
     "skd": {"teacher": "t", "prompts": "p.jsonl", "k": 7, "gamma": 3},
     "distillspec": {"teacher": "t", "prompts": "p.jsonl", "objective": "ForwardKL()"},
+    "fitnets": {"teacher": "t", "data": "a.jsonl", "layers": {2: 5}, "weight": 0.1},
+    "tinybert": {"teacher": "t", "data": "a.jsonl", "attentions": 10.0},
 }
 
 

@@ -34,6 +34,9 @@ def work(tmp_path_factory) -> Path:
     baseline = sized(recipe("gkd_rl", toy), 5)
     save(replace(baseline, source=replace(baseline.source, group=1, baseline="running")), work, "running")
     save(sized(recipe("kd", toy), 1), work, "one-row")  # the second rank has nothing
+    wide = toy | {"teacher": toys.folder(work / "wide", seed=3, layers=3, width=48)}
+    save(sized(recipe("tinybert", wide), 7), work, "projected")
+    save(replace(sized(recipe("fitnets", wide), 1), objective=lb.HiddenStates({0: 1})), work, "layer-alone")  # others' weights wait for nothing
     launch(work)
     return work
 
@@ -55,7 +58,7 @@ def save(made: lb.Recipe, work: Path, name: str) -> None:
 def launch(work: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / "ranks.py"), str(work)]
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, "\n".join(line for line in ended.stderr.splitlines() if "left" not in line)[-6000:]  # without the progress
 
 
@@ -67,7 +70,7 @@ def near(one: dict, two: dict) -> None:
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("name", [*METHODS, "running", "one-row"])
+@pytest.mark.parametrize("name", [*METHODS, "running", "one-row", "projected", "layer-alone"])
 def test_two_ranks_do_what_one_does(name: str, how: str, work: Path) -> None:
     one, two = (read_jsonl(work / f"{name}-{run}" / "metrics.jsonl") for run in ("one", how))
     assert len(one) == len(two) > 2
