@@ -222,18 +222,18 @@ def speculation() -> str:
         [at, name, rows, f"{each['cost']:.2f}", f"{each['row_cost']:.2f}", gamma, f"{gain['foretold']:.2f}", f"{gain['measured']:.2f}",
          f"{100 * gain['share']:.0f}", f"{gain['tokens_a_round']:.2f} ({gain['foretold_tokens_a_round']:.2f})",
          f"{each['times_assisted']:.2f}" if each["times_assisted"] else ""]
-        for at, there in temperatures.items() for name in ("supervised", "DistillSpec") for rows, each in there[name].items()
+        for at, there in temperatures.items() for name in ("supervised", "DistillSpec in turn") for rows, each in there[name].items()
         for gamma, gain in each["gains"].items()
     ]  # fmt: skip
     beside = [
         [at, rows, str(each["gamma"]), f"{each['times']:.2f} ({each['interval'][0]:.2f} to {each['interval'][1]:.2f})"]
-        for at, there in temperatures.items() for rows, each in there["DistillSpec's speed, in supervised's"].items()
+        for at, there in temperatures.items() for rows, each in there["in supervised's speed"].items()
     ]  # fmt: skip
     columns = ["temperature", "draft", "batch", "c", "r", "proposed", "times as fast, foretold", "measured", "share, %",
                "tokens a round (foretold)", "times transformers' assisted"]  # fmt: skip
     same = [f"{rows}: {each['differ']} of {each['texts']} differ" for rows, each in found["greedy_float32"].items()]
     on = ["temperature", "draft", "acceptance on the target's text", "on the draft's", "on the target's, more than supervised"]
-    paces = ["temperature", "batch", "proposed", "DistillSpec's tokens a second, in supervised's"]
+    paces = ["temperature", "batch", "proposed", "tokens a second of DistillSpec in turn, in supervised's"]
     tables = [table(on, accepted), table(columns, gains), table(paces, beside)]
     return "\n\n".join([*tables, f"Greedy text beside plain greedy text in float32: {'; '.join(same)}.", _machine(found)])
 
