@@ -246,6 +246,7 @@ def block(name: str) -> str:
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
         "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
+        "interleaved_cost": measured.interleaved_cost,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
