@@ -2,8 +2,8 @@
 
     python benchmarks/interleaved_cost.py --work FOLDER [--student FOLDER]
 
-Pairs: two students of the experiments on arithmetic and their teacher (FOLDER is their `--work`); SmolLM2-135M-Instruct and six of its
-layers, untaught; and, where one is given, a student of its own that has been taught. For each K and gamma draws of the source are
+Pairs: two students of the experiments on arithmetic and their teacher (FOLDER is their `--work`); SmolLM2-135M-Instruct and a student of its
+own that has been taught or, where none is given, six of its layers, of whose proposals next to nothing stays. For each K and gamma draws of the source are
 taken as they are, while every token that either model reads is counted: rows x places, prompts apart. The acceptance A is the share of
 examined proposals that stay, which is the student's share of the text. Beside what was counted stand two arithmetics at that A: ours,
 `(1 - A^g) / (1 - A)` tokens a round for g steps of the student and g rows of the teacher, and the one with a token of the teacher's after a
@@ -233,24 +233,25 @@ def pairs(work: Path, taught: str | None) -> dict[str, Pair]:
     lab, sums = Lab("interleaved_cost", work, ()), lb.Sampling(max_tokens=answer_tokens(SHORT))
     asked = write_rows(work / "interleaved_cost" / "asked.jsonl", [{"prompt": problem} for problem in problems(512, 700)])
     teacher = str(converted(packaged_teacher()))
-    talk = {f"SmolLM2, {LAYERS} layers, untaught": cut(teacher, work / "interleaved_cost" / "cut")}
-    talk |= {f"SmolLM2, {LAYERS} layers, taught": taught} if taught else {}
+    name, folder = ("SmolLM2, taught", taught) if taught else ("SmolLM2, untaught", cut(teacher, work / "interleaved_cost" / "cut"))
     return {
         **{f"arithmetic, {start}": Pair(lab.model("strong"), lab.model(role), asked, 64, sums, 4, 5, "float32")
            for start, role in (("bad start", "infant"), ("good start", "student"))},
-        **{name: Pair(teacher, folder, str(PROMPTS), 8, lb.Sampling(48), 1, 25, "auto") for name, folder in talk.items()},
+        name: Pair(teacher, folder, str(PROMPTS), 8, lb.Sampling(48), 1, 25, "auto"),
     }  # fmt: skip
 
 
 def measured(pair: Pair, folder: Path) -> Figures:
     """All of one pair."""
     student, teacher = pair.recipe(pair.interleaved(pair.k)).open_pair()
+    assert isinstance(teacher, lb.Local)
     counts = list[Figures]()
     for k, gamma in [*((k, GAMMA) for k in KS), *((pair.k, gamma) for gamma in OTHER_GAMMAS)]:
         counts.append(cost(pair, student, teacher, k, gamma))
         print(counts[-1], flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return {"costs": counts, "passes": passes(pair, folder / "run"), "clock": clock(pair, student, teacher, folder)}
+    sizes = {"teacher": teacher.opened.parameters_total, "student": student.live.parameters_total}
+    return {"parameters": sizes, "costs": counts, "passes": passes(pair, folder / "run"), "clock": clock(pair, student, teacher, folder)}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from measured import results, table
 
 def cast() -> str:
     """Who teaches and who learns."""
-    found = {**results("arith_best_of")["cast"], **results("arith_reward")["cast"]}
+    found = {role: each for name in ("arith_best_of", "arith_interleaved", "arith_reward") for role, each in results(name)["cast"].items()}
     figures = [("accuracy", 100), ("pass@1", 100), ("pass@16", 100), ("false_positives", 100)]
     rows = [
         [role, f"{each['parameters']:,}", str(each["steps"]), *(f"{times * each[name]:.1f}" for name, times in figures), f"{each['distinct']:.2f}"]
