@@ -108,9 +108,15 @@ def problems(count: int, seed: int, part: str = "learning", size: int = SHORT) -
     return list(found)
 
 
+def license_in(folder: Path) -> None:
+    """Say that what lies there may be learnt from."""
+    write_text(folder / "README.md", "---\nlicense: apache-2.0\n---\n")
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> str:
-    """Rows as JSONL; the path, as text."""
+    """Rows as JSONL, under the licence of this program, which made them; the path, as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    license_in(path.parent)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -139,6 +145,7 @@ class Size:
         with new_folder(path) as made:
             LlamaForCausalLM(config).save_pretrained(made)
             tokenizer().save_pretrained(made)
+            license_in(made)
         return str(path)
 
 
@@ -258,5 +265,7 @@ CAST = {
     "master": Role(Size(3, 96), 2400, 1, 2e-3, LONG),
     "novice": Role(Size(2, 64), 940, 3, operands=LONG),
     "beginner": Role(Size(2, 64), 1000, 3, operands=LONG),
+    "infant": Role(Size(2, 64), 150, 3),
 }
-"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn; for long problems, a teacher and two starts."""
+"""The strong teacher, the weak and cheap one, and the student, who has only begun to learn; for long problems, a teacher and two starts; and
+a student who can do nothing yet."""

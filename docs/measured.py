@@ -257,3 +257,35 @@ def layers() -> str:
     tried = ", ".join(f"{name.removeprefix('ForwardKL + ')} {value:.3f}" for name, value in found["tried_on_kept_back"].items())
     columns = ["objective", "held-out KL, nats a token", "lower than alone by", "time of a pass, times alone"]
     return f"{table(columns, rows)}\n\n{said}\n\nTried with seed 0, on answers kept back: {tried}."
+
+
+def interleaved_cost() -> str:
+    """What SKD's text costs, as counted and by arithmetic; and its step by the clock."""
+    found = results("interleaved_cost")
+    counted = [
+        [name, str(each["k"]), str(each["gamma"]), f"{each['acceptance']:.2f}", f"{each['tokens_a_round']:.2f} ({each['told_tokens_a_round']:.2f})",
+         f"{each['steps']:.2f}", f"{each['times_ours']:.2f}", f"{each['without_last_rounds']['times_ours']:.2f}",
+         f"{each['steps_times_bonus']:.2f}", f"{each['rows_times_bonus']:.2f}", f"{_flops_times_bonus(each, pair['parameters']):.2f}"]
+        for name, pair in found["pairs"].items() for each in pair["costs"]
+    ]  # fmt: skip
+    passes = [[name, *(str(pair["passes"][what]) for what in ("steps", "wrote", "other", "self_test"))] for name, pair in found["pairs"].items()]
+    clocked = [
+        [name, str(pair["clock"]["k"]), kind, f"{by['tokens']['median']:.0f}",
+         *(f"{by[part]['median']:.2f}" for part in ("write", "score", "learn", "all")), f"{pair['clock']['skd_times'][kind]['median']:.2f}"]
+        for name, pair in found["pairs"].items() for kind, by in pair["clock"]["seconds"].items()
+    ]  # fmt: skip
+    columns = ["pair", "K", "g", "A", "tokens a round (told)", "steps, and rows, a token", "times ours", "without last rounds",
+               "steps, times the other's", "rows, times the other's", "FLOPs, times the other's"]  # fmt: skip
+    tables = [
+        table(columns, counted),
+        table(["pair", "steps of a run", "the teacher's passes that wrote", "others", "of the self-test before"], passes),
+        table(["pair", "K", "step", "tokens", "write, s", "score, s", "learn, s", "all, s", "SKD's, times this"], clocked),
+    ]
+    return "\n\n".join([*tables, _machine(found)])
+
+
+def _flops_times_bonus(each: dict[str, Any], parameters: dict[str, int]) -> float:
+    """Of both models, beside the arithmetic with a bonus."""
+    counted = each["steps"] * parameters["student"] + each["rows"] * parameters["teacher"]
+    told = each["steps"] / each["steps_times_bonus"] * parameters["student"] + each["rows"] / each["rows_times_bonus"] * parameters["teacher"]
+    return counted / told

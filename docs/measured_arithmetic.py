@@ -7,7 +7,7 @@ from measured import results, table
 
 def cast() -> str:
     """Who teaches and who learns."""
-    found = {**results("arith_best_of")["cast"], **results("arith_reward")["cast"]}
+    found = {role: each for name in ("arith_best_of", "arith_interleaved", "arith_reward") for role, each in results(name)["cast"].items()}
     figures = [("accuracy", 100), ("pass@1", 100), ("pass@16", 100), ("false_positives", 100)]
     rows = [
         [role, f"{each['parameters']:,}", str(each["steps"]), *(f"{times * each[name]:.1f}" for name, times in figures), f"{each['distinct']:.2f}"]
@@ -113,6 +113,40 @@ def grid() -> str:
     return table(["method", "learning rate", "problems of a step x answers", "GFLOPs", "reward at the end, %", "chosen"], rows)
 
 
+def interleaved() -> str:
+    """SKD, supervised and on-policy text, from either start."""
+    found = results("arith_interleaved")
+    rows = [
+        [*arm.split(": "), str(each["seeds"]), *(_percent(each[name]) for name in (*_rewards(each), "pass@1", "accuracy", "acceptance"))]
+        for arm, each in found["summary"].items()
+    ]
+    looks = [f"{name}, %" for name in _rewards(next(iter(found["summary"].values())))]
+    return table(["start", "text", "seeds", *looks, "reward of more draws, %", "greedy, %", "accepted as a draft, %"], rows)
+
+
+def interleaved_orders() -> str:
+    """How far apart they are, seed by seed."""
+    orders = {what: by for what, by in results("arith_interleaved")["orders"].items() if by["pass@1"]["seeds"]}
+    looks = _rewards(next(iter(orders.values())))
+    rows = [[what, *(_points(by[name]) for name in (*looks, "pass@1", "acceptance"))] for what, by in orders.items()]
+    return table(["points of", *looks, "reward of more draws", "accepted as a draft"], rows)
+
+
+def _rewards(each: dict[str, Any]) -> list[str]:
+    """The looks at the reward after the first."""
+    return [name for name in each if name.startswith("reward at ") and name != "reward at 0"]
+
+
+def interleaved_tried() -> str:
+    """What was tried, on development problems."""
+    curves = results("arith_interleaved_grid")["step_and_reward"]
+    rows = [
+        [*arm.split(": "), ", ".join(f"{100 * reward:.1f}" for step, reward in curve if step % 50 == 0 or step == curve[-1][0])]
+        for arm, curve in curves.items()
+    ]
+    return table(["begins", "text", "learning rate", "problems", "steps", "reward at every 50 steps and at the end, %"], rows)
+
+
 def _costs(values: list[float | None]) -> str:
     return ", ".join("never" if each is None else f"{each:.0f}" if each >= 10 else f"{each:.1f}" for each in values)
 
@@ -139,4 +173,5 @@ def _points(each: dict[str, Any] | None) -> str:
 
 
 TABLES = {"arith_cast": cast, "arith_best_of": best_of, "arith_compute_matched": compute_matched, "arith_divergences": divergences,
-          "arith_orders": orders, "arith_prompts": prompts, "arith_reward": reward, "arith_grid": grid}  # fmt: skip
+          "arith_orders": orders, "arith_prompts": prompts, "arith_reward": reward, "arith_grid": grid,
+          "arith_interleaved": interleaved, "arith_interleaved_orders": interleaved_orders, "arith_interleaved_tried": interleaved_tried}  # fmt: skip
