@@ -39,6 +39,7 @@ SHORT, LONG = 6, 10
 """Operands of a problem."""
 MODULUS, REMAINDERS = 17, {"development": 0, "test": 1}
 END = "<end>"
+CARD = "---\nlicense: apache-2.0\n---\n"
 VOCABULARY = {token: n for n, token in enumerate([*map(str, range(9 * LONG + 1)), "=", END, "?"])}
 
 Row = dict[str, Any]
@@ -109,8 +110,9 @@ def problems(count: int, seed: int, part: str = "learning", size: int = SHORT) -
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> str:
-    """Rows as JSONL; the path, as text."""
+    """Rows as JSONL, in a folder with a licence: nobody learns from text without; the path, as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.parent / "README.md", CARD)
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -139,6 +141,7 @@ class Size:
         with new_folder(path) as made:
             LlamaForCausalLM(config).save_pretrained(made)
             tokenizer().save_pretrained(made)
+            write_text(made / "README.md", CARD)
         return str(path)
 
 

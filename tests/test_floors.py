@@ -10,12 +10,12 @@ FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
     {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
     {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
-    {"machine", "memory", "attention", "models", "pen", "decoding", "speculative", "adapters"}
+    {"machine", "memory", "attention", "models", "pen", "shadow", "decoding", "speculative", "adapters"}
     | {"optimizer", "prune", "distributed", "server", "writer"},
-    {"student", "teachers", "guidance", "endpoint", "judges", "cache", "remembered"}
+    {"student", "teachers", "average", "guidance", "endpoint", "judges", "cache", "remembered"}
     | {"sources", "curriculum", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
-    {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
-    {"report", "quickstart", "check", "cli", "__main__"},
+    {"recipe", "pipeline", "stages", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
+    {"report", "quickstart", "check", "check_stages", "sweep", "cli", "__main__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
