@@ -21,7 +21,7 @@ from typing import Any, Literal
 import typer
 from pydantic import TypeAdapter
 
-from limbeck import condensing, shrink  # noqa: F401  # their parts are no parts of a recipe, and known by name once they are read
+from limbeck import condensing, pipeline, shrink  # noqa: F401  # their parts are no parts of a recipe, and known by name once they are read
 from limbeck.cli import app
 from limbeck.config import Part, plain, settings_of
 from limbeck.corpus import Teachers

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limbeck.adapters import LoRA as LoRA
+    from limbeck.average import Average as Average
     from limbeck.batch import Batch as Batch
     from limbeck.condensing import Condense as Condense
     from limbeck.condensing import condense as condense
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from limbeck.objective import RowTerm as RowTerm
     from limbeck.objective import Term as Term
     from limbeck.optimizer import AdamW as AdamW
+    from limbeck.pipeline import Generations as Generations
+    from limbeck.pipeline import Pipeline as Pipeline
     from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from limbeck.sources import Mix as Mix
     from limbeck.sources import Source as Source
     from limbeck.speculative import InTopK as InTopK
+    from limbeck.stages import distill_stages as distill_stages
     from limbeck.student import Student as Student
     from limbeck.targets import Targets as Targets
     from limbeck.teacher_samples import TeacherSamples as TeacherSamples
@@ -87,6 +91,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "adapters": "LoRA",
+    "average": "Average",
     "batch": "Batch",
     "condensing": "Condense condense",
     "config": "part",
@@ -109,6 +114,7 @@ _WHERE = {
     "networks": "ConvNet CustomNetwork MLP",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
+    "pipeline": "Generations Pipeline",
     "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
@@ -116,6 +122,7 @@ _WHERE = {
     "soft_prompts": "SoftPrompts",
     "sources": "Corpus CustomSource Mix Source",
     "speculative": "InTopK",
+    "stages": "distill_stages",
     "student": "Student",
     "targets": "Targets",
     "teacher_samples": "TeacherSamples",

@@ -9,15 +9,15 @@ import typer
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.text import Text
 
-    from limbeck.recipe import Recipe
+    from limbeck.pipeline import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
-KNOWN = "A YAML file, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert."
+KNOWN = "A YAML file of a recipe or of stages, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help=KNOWN)]
 TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder, GGUF file or cache.")]
 StudentName = Annotated[str | None, typer.Option("--student", help="For a method: hub name or folder.")]
@@ -32,16 +32,34 @@ Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the sam
 @app.command()
 def distill(
     recipe: RecipeName, teacher: TeacherName = None, student: StudentName = None, data: DataPath = None, prompts: PromptsPath = None,
-    reward: RewardName = None, settings: Settings = None, accept_license: Accepted = None, out: Out = Path("runs/distill"),
+    reward: RewardName = None, settings: Settings = None,
+    sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="KEY=V1,V2,...", help="A run for each value of a setting, or each "
+                                                    "combination of several; one table and plot of all.")] = None,
+    accept_license: Accepted = None, out: Out = Path("runs/distill"),
 ) -> None:  # fmt: skip
-    """Move a student toward its teacher, by a recipe or by a method's name."""
-    planned = _planned(recipe, settings, accept_license, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
+    """Move a student toward its teacher, by a recipe, by stages or by a method's name."""
+    given = {"teacher": teacher, "student": student, "data": data, "prompts": prompts, "reward": reward}
+    if sweep:
+        return _sweep(sweep, lambda more: _planned(recipe, [*(settings or []), *more], accept_license, **given), out)
+    planned = _planned(recipe, settings, accept_license, **given)
     from limbeck.distributed import leave, rank
-    from limbeck.train import distill as run
+    from limbeck.stages import carry_out
 
-    run(planned, out)
+    ran = carry_out(planned, out)
     if rank() == 0:
-        print(f"student: {out / 'student'}")
+        print(f"student: {ran / 'student'}")
+    leave()
+
+
+def _sweep(asked: list[str], make: "Callable[[list[str]], Plan]", out: Path) -> None:
+    """Run every combination, and show what came of them."""
+    from limbeck.distributed import leave, rank
+    from limbeck.sweep import points, sweep
+
+    found = sweep(points(asked, make), out)
+    if rank() == 0:
+        _table(found["columns"], found["rows"])
+        print(f"plot: {out / 'sweep.html'}")
     leave()
 
 
@@ -54,9 +72,9 @@ def check(
 ) -> None:  # fmt: skip
     """See what stands in the way of a recipe before it costs anything: files, models, lengths, memory, and a test of the numbers."""
     planned = _planned(recipe, settings, accept_license, teacher=teacher, student=student, data=data, prompts=prompts, reward=reward)
-    from limbeck.check import check as look
+    from limbeck.check_stages import check_plan
 
-    lines = look(planned, out, quick)
+    lines = check_plan(planned, out, quick)
     problems = [line.found for line in lines if line.verdict == "problem"]
     _table(["what", "found", "verdict"], [[line.what, line.found, line.verdict] for line in lines])
     print(f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "nothing stands in the way")
@@ -66,25 +84,22 @@ def check(
         raise typer.Exit(2)
 
 
-def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None, **given: str | None) -> "Recipe":
-    """The recipe that a command line asks for."""
-    from dataclasses import replace
-
+def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None, **given: str | None) -> "Plan":
+    """The recipe or the stages that a command line asks for."""
     from limbeck.config import override, plain
     from limbeck.methods import METHODS, named
-    from limbeck.recipe import Recipe
+    from limbeck.pipeline import accepting, plan_of, read_plan
 
     asked = {name: value for name, value in given.items() if value is not None}
     if recipe in METHODS:
-        plan = plain(named(recipe, **asked))
+        made = plan_of(override(plain(named(recipe, **asked)), settings or []))
     elif not Path(recipe).suffix:
         raise RecipeError(f'there is no method "{recipe}"{did_you_mean(recipe, METHODS)} A recipe is a YAML file')
     elif asked:
         raise RecipeError(f"--{next(iter(asked))} goes with a method ({', '.join(METHODS)}); {recipe} is a recipe: use --set")
     else:
-        plan = plain(Recipe.read(recipe))
-    made = Recipe.of(override(plan, settings or []))
-    return replace(made, accept_license=list(dict.fromkeys([*made.accept_license, *(accepted or [])])))
+        made = read_plan(recipe, settings or [])
+    return accepting(made, accepted or [])
 
 
 @app.command()

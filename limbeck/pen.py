@@ -25,7 +25,7 @@ class Pen:
         if model is self._copy or (not self._apart and not _is_wider(model)):
             return model
         if self._copy is None:
-            self._copy = _copied(model, model.compute if _is_wider(model) else None)
+            self._copy = copied(model, model.compute if _is_wider(model) else None)
         with torch.no_grad():
             for mine, theirs in zip(self._copy.module.parameters(), model.module.parameters(), strict=True):
                 if mine is not theirs:
@@ -39,7 +39,7 @@ def _is_wider(model: Model) -> bool:
     return kinds != {model.compute} and all(kind.is_floating_point for kind in kinds)
 
 
-def _copied(model: Model, dtype: torch.dtype | None) -> Model:
+def copied(model: Model, dtype: torch.dtype | None) -> Model:
     """A copy whose weights have this dtype, each its own where none is given; weights that stay as they are are the model's."""
     still = {id(weight): weight for weight in model.module.parameters() if not weight.requires_grad and dtype in (None, weight.dtype)}
     made = copy.deepcopy(model.module, still).requires_grad_(False)

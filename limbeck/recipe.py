@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import average, curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
@@ -226,6 +226,11 @@ def _itself(term: Term, recipe: Recipe) -> str | None:
         )
     if not all(isinstance(each, Divergence | FeatureTerm) for each in recipe.objective.terms):
         return None  # beside a reward or the text, a divergence to oneself as one was is an anchor
+    if teacher.echoes == average.AVERAGE:
+        return (
+            f"a moving average begins as the student and says the same, so {term.name} alone has no gradient and neither ever moves; "
+            "add what does move the student, such as CrossEntropy(), or give the average a hint: Privileged(Average(), hint)"
+        )
     if teacher.echoes == student.model and student.lora is None:
         return (
             f"the teacher {teacher.echoes} is the student itself and says the same, so {term.name} has no gradient; "

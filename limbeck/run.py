@@ -368,9 +368,9 @@ def named_teacher(teacher: dict[str, Any] | str) -> str:
     return " + ".join(named_teacher(each) for each in teacher.values())
 
 
-def see_recipe(out: Path, recipe: Any) -> None:
+def see_recipe(out: Path, recipe: Any, file: str = "recipe.yaml") -> None:
     """See that a folder holds no run of another recipe. Raises CheckpointError with the first setting that differs."""
-    known = out / "recipe.yaml"
+    known = out / file
     if known.exists() and (found := _difference(read_yaml(known), parsed_yaml(shareable(to_yaml(recipe))))):
         raise CheckpointError(f"{out} holds a run of another recipe ({found}); give another --out, or remove it")
 

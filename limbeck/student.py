@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from limbeck.loss import Outputs
     from limbeck.models import Model
     from limbeck.pen import Pen
+    from limbeck.shadow import Shadow
 
 
 @part
@@ -54,6 +55,7 @@ class Student(Part):
     _passes: Any = live()
     _pen: Any = live()
     _joined: Any = live()
+    _shadows: Any = live()
 
     @classmethod
     def adopt(cls, value: object) -> object:
@@ -79,7 +81,7 @@ class Student(Part):
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
             made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
-        made._passes, made._pen = Passes(made._open, learns=True), Pen()
+        made._passes, made._pen, made._shadows = Passes(made._open, learns=True), Pen(), dict[float, "Shadow"]()
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made
 
@@ -115,6 +117,14 @@ class Student(Part):
         made = self.fresh()
         made._open, made._pen, made._steps = pen.of(self.live), pen, self._steps
         return made
+
+    def shadow(self, decay: float) -> "Shadow":
+        """The moving average of its weights at this decay, from now on: it follows each step, and is saved with them."""
+        from limbeck.shadow import Shadow
+
+        if decay not in self._shadows:
+            self._shadows[decay] = Shadow(self.live, decay)
+        return self._shadows[decay]
 
     def take_template(self, template: str | None, end_ids: frozenset[int]) -> Vocabulary:
         """The vocabulary, dialogues rendered by the teacher's template where this student has none or was told to take it."""
@@ -185,6 +195,8 @@ class Student(Part):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
+        for shadow in self._shadows.values():
+            shadow.follow()
         self.forget()
         return {"gradient_norm": norm, "learning_rate": rate}
 
@@ -208,17 +220,20 @@ class Student(Part):
         self.live.vocabulary.tokenizer.save_pretrained(folder)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by name: the moving weights and the optimizer's moments."""
+        """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""
         moving = self._moving
         moments = {
             f"moment.{name}.{kind}": torch.as_tensor(value)  # bitsandbytes counts its steps in plain numbers
             for name, weight in moving.items()
             for kind, value in self._optimizer.state.get(weight, {}).items()
         }
-        return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments
+        averages = {name: weight for shadow in self._shadows.values() for name, weight in shadow.state().items()}
+        return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments | averages
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        for shadow in self._shadows.values():
+            shadow.restore(state)
         for name, weight in self._moving.items():
             weight.data.copy_(share_like(state[f"weight.{name}"], weight))
             mark = f"moment.{name}."

@@ -21,6 +21,7 @@ from limbeck.cli import app
 from limbeck.config import Part, read_yaml, settings_of
 from limbeck.errors import LimbeckError
 from limbeck.methods import named
+from limbeck.pipeline import plan_of
 from limbeck.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -204,9 +205,10 @@ def run_python(text: str, module: types.ModuleType, where: str, line: int) -> No
 
 
 def build_yaml(text: str) -> None:
-    """A whole recipe, or a part of one."""
-    recipe = Recipe.of({**BASE, **yaml.safe_load(text)})
-    assert Recipe.of(yaml.safe_load(recipe.yaml)) == recipe
+    """Stages, a whole recipe, or a part of one."""
+    given = yaml.safe_load(text)
+    made = plan_of(given if "stages" in given else {**BASE, **given})
+    assert plan_of(yaml.safe_load(made.yaml)) == made
 
 
 def run_commands(text: str, where: str) -> None:
