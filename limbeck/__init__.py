@@ -4,7 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.across import ULD as ULD
+    from limbeck.across import Gold as Gold
+    from limbeck.across import SpanLikelihood as SpanLikelihood
     from limbeck.adapters import LoRA as LoRA
+    from limbeck.aligned import Aligned as Aligned
     from limbeck.batch import Batch as Batch
     from limbeck.config import part as part
     from limbeck.data import Data as Data
@@ -66,7 +70,9 @@ if TYPE_CHECKING:
     from limbeck.verifiers import UnitTests as UnitTests
 
 _WHERE = {
+    "across": "Gold SpanLikelihood ULD",
     "adapters": "LoRA",
+    "aligned": "Aligned",
     "batch": "Batch",
     "config": "part",
     "data": "Data",

@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
-    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"},
-    {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
+    {"data", "head", "targets", "blend", "batch", "vocabulary", "prompts", "answers", "ledger", "licences", "licensed", "sandbox", "readings"}
+    | {"pieces", "alignment", "spans"},
+    {"objective", "divergence", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap", "across"},
     {"machine", "memory", "attention", "models", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
-    {"student", "teachers", "guidance", "endpoint", "judges", "cache", "remembered"}
+    {"student", "teachers", "guidance", "aligned", "endpoint", "judges", "cache", "remembered"}
     | {"sources", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
