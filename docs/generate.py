@@ -153,6 +153,9 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "gkd_rl": [{"prompts": "prompts.jsonl", "reward": "my_module:my_reward"}],
     "skd": [{"prompts": "prompts.jsonl"}],
     "distillspec": [{"prompts": "prompts.jsonl"}],
+    "uld": [{"data": "train.jsonl"}],
+    "alm": [{"data": "train.jsonl"}],
+    "gold": [{"prompts": "prompts.jsonl"}],
 }
 """What each named method is given beside its models."""
 
@@ -192,6 +195,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("the student as it is now, and nothing more", {"teacher": "Itself()"}),
     ("a hint that says nothing", {"teacher": "Privileged('@student', ' ')"}),
     ("a hint of nobody", {"teacher": "Privileged(Silent(), 'think')"}),
+    ("terms across vocabularies, and a teacher over one", {"objective": "SpanLikelihood()"}),
+    ("a divergence, and a teacher of another vocabulary", {"teacher": "Aligned('teacher')"}),
+    ("distributions of a server's, across vocabularies", {"teacher": "Aligned(Endpoint('http://localhost/v1', 'model'))", "objective": "ULD()"}),
     ("guidance of truncated scores", {"teacher": "Guided(Endpoint('http://localhost/v1', 'model'), 2)"}),
     (
         "a reward's gradient on text of older weights",
@@ -245,7 +251,8 @@ def block(name: str) -> str:
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
-        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
+        "across_tokenizers": measured.across_tokenizers, "across_terms": measured.across_terms,
+        "guidance": measured.guidance, "speculation": measured.speculation,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():

@@ -31,14 +31,17 @@ if TYPE_CHECKING:
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
     from limbeck.interleaved import Interleaved as Interleaved
+    from limbeck.methods import alm as alm
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
+    from limbeck.methods import gold as gold
     from limbeck.methods import kd as kd
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
     from limbeck.methods import skd as skd
+    from limbeck.methods import uld as uld
     from limbeck.objective import CrossEntropy as CrossEntropy
     from limbeck.objective import CustomTerm as CustomTerm
     from limbeck.objective import Objective as Objective
@@ -84,7 +87,7 @@ _WHERE = {
     "evaluate": "Likelihood Verified",
     "guidance": "Guided Itself Privileged",
     "interleaved": "Interleaved",
-    "methods": "distillm distillspec gkd gkd_rl kd on_policy sft skd",
+    "methods": "alm distillm distillspec gkd gkd_rl gold kd on_policy sft skd uld",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient Term",
     "optimizer": "AdamW",
     "prefetch": "Prefetch",

@@ -142,7 +142,12 @@ class Gold(_Paired):
         return value_PK.sum(-1) + more * (q.prob - p.prob).sum(-1), slope_PK + steeper * q.prob
 
 
-_OF_MEASURES: dict[type[Divergence], tuple[float, float]] = {JSD: (0.0, 0.0), ForwardKL: (1.0, 1.0), ReverseKL: (-1.0, 0.0), TotalVariation: (0.0, 0.0)}
+_OF_MEASURES: dict[type[Divergence], tuple[float, float]] = {
+    JSD: (0.0, 0.0),
+    ForwardKL: (1.0, 1.0),
+    ReverseKL: (-1.0, 0.0),
+    TotalVariation: (0.0, 0.0),
+}
 """What makes each a divergence of two measures, in multiples of `sum q - p` on its value and of q on its slope. ReverseKL's slope
 leaves out such a multiple already, which over whole distributions cancels."""
 

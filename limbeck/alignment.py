@@ -255,18 +255,22 @@ class Dialogues:
 
         Raises DataError for one that has its turns and cannot be read back.
         """
-        text = cast(str, self.vocabulary.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if self._closing not in text:
+        texts = [text for text in self.pieces.texts(ids) if self._closing in text]
+        for text in texts:
+            messages = self._messages(text)
+            if messages is not None and self._is_of(messages, text):
+                return messages
+        if not texts:
             return None
-        messages = self._messages(text)
-        again = None if messages is None else self.vocabulary.chat(messages, prompt=True)
-        marks = [written for written in self.pieces.marks if any(written in each["content"] for each in messages or [])]
-        if messages is None or again != text or marks:
-            raise DataError(
-                f"cannot read back the dialogue of a prompt that ends {text[-80:]!r}, to render it as the teacher's template does; "
-                "give rows of user, assistant and system messages, without tools and template_arguments, or plain prompts"
-            )
-        return messages
+        raise DataError(
+            f"cannot read back the dialogue of a prompt that ends {texts[0][-80:]!r}, to render it as the teacher's template does; "
+            "give rows of user, assistant and system messages, without tools and template_arguments, or plain prompts"
+        )
+
+    def _is_of(self, messages: list[dict[str, Any]], text: str) -> bool:
+        """Whether these messages are rendered as this text, and nothing in them steers."""
+        marks = [written for written in self.pieces.marks if any(written in each["content"] for each in messages)]
+        return not marks and self.vocabulary.chat(messages, prompt=True) == text
 
     def _messages(self, text: str) -> list[dict[str, Any]] | None:
         """The messages of a rendering, as far as they can be told apart."""

@@ -99,6 +99,17 @@ class Pieces:
             found[0] = found[0].removeprefix(b" ")
         return found
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """What tokens may be read as, those that steer as they are written: blanks put at the beginning alone, or after each of these too."""
+        readings = list[str]()
+        for everywhere in (False, True) if self.puts_blank else (False,):
+            made, begins = b"", True
+            for token, piece in zip(ids, self.of(ids), strict=True):
+                made += self.of_token[token] if piece is None else piece.removeprefix(b" " if begins and self.puts_blank else b"")
+                begins = piece is None and (everywhere or begins)
+            readings.append(made.decode(errors="replace"))
+        return readings
+
     def ids(self, wanted: bytes, begins: bool = False) -> list[int]:
         """Tokens that stand for exactly these bytes, cut as the tokenizer cuts text wherever they are text that it gives back.
 
@@ -109,7 +120,7 @@ class Pieces:
         while wanted:
             text = _valid(wanted)
             found = self._cut(text, begins and not made) if text else []
-            done = sum(len(piece or b"") for piece in self.of(found, begins and not made))
+            done = self._bytes(found, begins and not made)
             if not found or done == 0:
                 found = self._single(text[0].encode() if text else wanted[:1])
                 done = len(found)
@@ -118,10 +129,16 @@ class Pieces:
             made, wanted = made + found, wanted[done:]
         return made
 
+    def _bytes(self, ids: Sequence[int], begins: bool) -> int:
+        return sum(len(piece or b"") for piece in self.of(ids, begins))
+
     def _cut(self, text: str, begins: bool) -> list[int]:
         """The tokenizer's tokens of a text, up to the first that does not stand for what is there."""
-        if begins or not self.puts_blank:
+        if not self.puts_blank:
             return self._agreeing(self._raw(text), text.encode(), begins)
+        if begins:  # some put a blank only where a text has none: its own comes second then
+            found = [self._agreeing(self._raw(each), text.encode(), begins) for each in (text, " " + text)]
+            return max(found, key=lambda ids: self._bytes(ids, begins))
         if text.startswith(" "):  # the blank that is put there is the text's own
             return self._agreeing(self._raw(text[1:]), text.encode(), False)
         anchored = self._raw("\n" + text)  # after another character no blank is put

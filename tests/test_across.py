@@ -92,7 +92,9 @@ def test_the_oracle_is_the_derivative_of_its_own_value() -> None:
 def test_a_shift_by_one_between_the_two_is_caught() -> None:
     """The distribution that predicts a span's first token stands one position before it: with the next one's the numbers are others."""
     outputs, spans, batch, z, s, theirs = toy()
-    shifted = Spans(Dense(spans.said.hidden_ND.roll(-1, 0), spans.said.head, "toy"), spans.tokens_M, spans.ends_N, spans.row_M, spans.pair_N, COMMON, "")
+    shifted = Spans(
+        Dense(spans.said.hidden_ND.roll(-1, 0), spans.said.head, "toy"), spans.tokens_M, spans.ends_N, spans.row_M, spans.pair_N, COMMON, ""
+    )
     for term in (lb.SpanLikelihood(), lb.ULD(), lb.Gold()):
         right, wrong = (learnt(outputs, each, batch, term)[0] for each in (spans, shifted))
         assert abs(right - wrong).max() > 1e-3
@@ -102,7 +104,7 @@ def test_a_shift_by_one_between_the_two_is_caught() -> None:
 
 def test_what_is_all_but_certain_keeps_its_digits() -> None:
     """Student and teacher give nearly all to the text: what is left is 1e-10, and float32 has it still."""
-    outputs, spans, batch, *_ = toy()
+    batch = toy()[2]
     hidden = torch.zeros(N, D)
     weight = torch.zeros(V, D)
     for n, token in enumerate(batch.tokens_N.tolist()):
@@ -132,7 +134,7 @@ PAIRED = {
 @pytest.mark.parametrize("size", [V, 40])
 def test_paired_terms_are_their_formulas(name: str, size: int) -> None:
     """Of a student with the shorter vocabulary, and one with the longer."""
-    outputs, spans, batch, z, _, _ = toy()
+    _, spans, batch, z, _, _ = toy()
     hidden, head, s = rows(0, N, size)
     term, oracle = PAIRED[name]
     nats, gradient = learnt(Outputs(hidden, head), spans, batch, term)
@@ -200,7 +202,9 @@ def test_a_term_counts_one_writers_tokens(name: str) -> None:
 def test_a_teacher_that_says_what_the_student_says_teaches_nothing(name: str) -> None:
     outputs, _, batch, *_ = toy()
     every = torch.arange(V)
-    own = Spans(Dense(outputs.hidden_ND, outputs.head, "toy"), batch.tokens_N, torch.arange(N), torch.arange(N), torch.arange(N), (every, every), "toy")
+    own = Spans(
+        Dense(outputs.hidden_ND, outputs.head, "toy"), batch.tokens_N, torch.arange(N), torch.arange(N), torch.arange(N), (every, every), "toy"
+    )
     nats, gradient = learnt(outputs, own, batch, TERMS[name])
     assert abs(nats).max() < 1e-12 and abs(gradient).max() < 1e-12
 

@@ -109,6 +109,9 @@ METHODS = {
     "gkd_rl": {"teacher": "t", "prompts": "p.jsonl", "reward": "mod:judge"},
     "skd": {"teacher": "t", "prompts": "p.jsonl", "k": 7, "gamma": 3},
     "distillspec": {"teacher": "t", "prompts": "p.jsonl", "objective": "ForwardKL()"},
+    "uld": {"teacher": "t", "data": "a.jsonl", "weight": 0.5},
+    "alm": {"teacher": "t", "data": "a.jsonl"},
+    "gold": {"teacher": "t", "prompts": "p.jsonl", "data": "a.jsonl"},
 }
 
 
