@@ -344,7 +344,7 @@ class Mixture(Teacher):
     @property
     def says(self) -> frozenset[str]:
         """What all of them say, and what can be joined: truncated distributions have no mean."""
-        common = frozenset.intersection(*(each.says for each in self.teachers.values()))
+        common = frozenset.intersection(*(each.says for each in self.teachers.values())) - {"spans", "pairs"}
         return common if self.by else common - {"top k"}
 
     @property

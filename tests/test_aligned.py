@@ -164,7 +164,9 @@ def bits(folder: str, data: str) -> float:
 
 
 @pytest.mark.parametrize("name", [*TERMS, "with text"])
-def test_ten_steps_move_a_student_of_bytes_toward_a_teacher_of_pieces(name: str, tmp_path: Path, pair: tuple[str, str], learnt: tuple[str, str]) -> None:
+def test_ten_steps_move_a_student_of_bytes_toward_a_teacher_of_pieces(
+    name: str, tmp_path: Path, pair: tuple[str, str], learnt: tuple[str, str]
+) -> None:
     """ULD and Gold know of a word's shape alone where one token is cut alike; spans know the text."""
     term = TERMS.get(name) or lb.CrossEntropy() + lb.SpanLikelihood() + 1.5 * lb.ULD() + lb.Gold()
     asked = recipe((pair[0], learnt[0]), term, batch_file(pair))
@@ -199,7 +201,9 @@ def test_on_policy_text_is_told_too(tmp_path: Path, pair: tuple[str, str]) -> No
     """An untaught student writes bytes that are no text, and the teacher reads them."""
     prompts = toys.jsonl(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in toys.rows(8)])
     made = lb.gold(lb.Student(pair[0], dtype="float32"), lb.Local(pair[1], dtype="float32"), prompts, steps=2)
-    made = replace(made, source=lb.OnPolicy(prompts, sequences=4, sampling=lb.Sampling(max_tokens=12)), objective=made.objective + lb.SpanLikelihood())
+    made = replace(
+        made, source=lb.OnPolicy(prompts, sequences=4, sampling=lb.Sampling(max_tokens=12)), objective=made.objective + lb.SpanLikelihood()
+    )
     lb.distill(made, tmp_path / "run")
     assert (tmp_path / "run" / "student" / "model.safetensors").exists()
 
@@ -231,6 +235,20 @@ def test_what_does_not_fit_together_is_refused_in_one_line() -> None:
             lb.config.build(f"Aligned({inside})", lb.Teacher)
 
 
+def test_teachers_of_two_vocabularies_have_no_mean() -> None:
+    with pytest.raises(RecipeError, match="nothing in common that can be joined"):
+        lb.Mixture({"a": lb.Aligned("t"), "b": lb.Aligned("u")})
+
+
+def test_a_hint_is_told_across_too(pair: tuple[str, str], student: lb.Student) -> None:
+    """What is read with a hint is read in the teacher's own tokens, the hint in its own template."""
+    batch = batch_of(student, "saw it")
+    (said,) = lb.Privileged(lb.Aligned(lb.Local(pair[1], dtype="float32")), " Say it short.").load(student).score([batch])
+    theirs = Vocabulary(AutoTokenizer.from_pretrained(pair[1]))
+    prompt = theirs.chat(test_alignment.turns("the cat? Say it short."), prompt=True)
+    assert float(said.log_p_N.sum()) == pytest.approx(sum(logp for _, logp in directly(pair[1], prompt, "saw it")), rel=1e-5)
+
+
 def test_a_template_is_not_taken_across_vocabularies(pair: tuple[str, str]) -> None:
     with pytest.raises(RecipeError, match='set it to "own"'):
         lb.Aligned(lb.Local(pair[1])).load(lb.Student(pair[0], chat_template="teacher").load(1))
@@ -239,7 +257,7 @@ def test_a_template_is_not_taken_across_vocabularies(pair: tuple[str, str]) -> N
 def test_text_beyond_the_teachers_context_is_refused(pair: tuple[str, str], student: lb.Student) -> None:
     teacher = lb.Aligned(lb.Local(pair[1], dtype="float32")).load(student)
     text = Text([64, *([230] * 300)], [Span(1, 301)])
-    with pytest.raises(DataError, match="in the tokens of .* a row has 3.* its context is 256"):
+    with pytest.raises(DataError, match=r"in the tokens of .* a row has 3.* its context is 256"):
         list(teacher.score([Batch.of([text], "corpus")]))
 
 
