@@ -1,6 +1,6 @@
 """Across vocabularies, by what: text alone, or with what SmolLM2-135M-Instruct says of it in its own tokens.
 
-    python benchmarks/across_terms.py --work FOLDER
+    python benchmarks/across_terms.py --work FOLDER [--steps 100]
 
 The student, its tokenizer of 2,048 pieces and the teacher's answers are those of `across_tokenizers.py`, whose folder --work may be
 a copy of. Every objective has as many steps, the same order of rows and the same weights before; weights and temperatures are
@@ -106,11 +106,11 @@ class Remembering(lb.Aligned):
         return KEPT[key]
 
 
-def recipe(before: str, teacher: str, corpus: str, objective: Objective, seed: int) -> lb.Recipe:
+def recipe(before: str, teacher: str, corpus: str, objective: Objective, seed: int, steps: int = STEPS) -> lb.Recipe:
     """One run."""
     source = lb.Corpus(corpus, sequences=SEQUENCES, written_by="teacher")
     asked = Remembering(lb.Local(teacher)) if objective.needs else lb.Silent()
-    return lb.Recipe(lb.Student(before, lb.AdamW(RATE), dtype="float32"), source, asked, objective, steps=STEPS, seed=seed, tokens_per_pass=4096)
+    return lb.Recipe(lb.Student(before, lb.AdamW(RATE), dtype="float32"), source, asked, objective, steps=steps, seed=seed, tokens_per_pass=4096)
 
 
 def cut_alike(before: str, teacher: str, held_out: str) -> dict[str, float]:
@@ -133,13 +133,14 @@ def main() -> None:
     """Learn and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path, help="folder of text and runs; what is there is not made again")
-    work = parser.parse_args().work
+    parser.add_argument("--steps", default=STEPS, type=int, help="of each run")
+    work, steps = parser.parse_args().work, parser.parse_args().steps
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     teacher = str(converted(packaged_teacher()))
     learnt, rows = written(teacher, PROMPTS, work / "corpus"), written(teacher, HELDOUT, work / "held-out")
     cut = tokenizer([row["messages"][-1]["content"] for row in learnt])
     corpus, held_out = str(work / "corpus" / "corpus.jsonl"), work / "held-out" / "corpus.jsonl"
-    settings = {"steps": STEPS, "sequences": SEQUENCES, "learning_rate": RATE, "answers": len(learnt), "held_out_answers": len(rows)}
+    settings = {"steps": steps, "sequences": SEQUENCES, "learning_rate": RATE, "answers": len(learnt), "held_out_answers": len(rows)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in OBJECTIVES}
     alike = dict[str, float]()
     for seed in range(SEEDS):
@@ -147,7 +148,7 @@ def main() -> None:
         alike = alike or cut_alike(before, teacher, str(held_out))
         for name, objective in OBJECTIVES.items():
             out = work / f"terms-{name.replace(' ', '-')}-{seed}"
-            lb.distill(recipe(before, teacher, corpus, objective, seed), out)
+            lb.distill(recipe(before, teacher, corpus, objective, seed, steps), out)
             found[name].append(measured(str(out / "student"), held_out, rows))
             print(seed, name, found[name][-1], flush=True)
         write({"machine": machine(), "settings": settings, "cut": alike, "objectives": table(found)})

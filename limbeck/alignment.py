@@ -11,6 +11,9 @@ it in service; that the dialogue was read aright is proven by rendering it again
 Axes: N the student's completion tokens of a pass, M the teacher's.
 """
 
+# pyright: reportUnknownMemberType=false
+# (torch leaves tolist half typed)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

@@ -52,7 +52,7 @@ class Spans(Targets):
     @property
     def says(self) -> frozenset[str]:
         """Spans, and pairs of distributions where the teacher says distributions."""
-        return SPANS | (PAIRS if "distribution" in self.said.says else frozenset())
+        return SPANS | (PAIRS if "distribution" in self.said.says else frozenset[str]())
 
     @cached_property
     def log_p_N(self) -> Tensor:

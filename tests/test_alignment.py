@@ -86,14 +86,14 @@ def test_awkward_text_comes_back_byte_for_byte(kind: str, text: str, begins: boo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(text=st.text(max_size=40), begins=st.booleans())
 def test_any_text_comes_back(kind: str, text: str, begins: bool) -> None:
     assert joined(ALL[kind], ALL[kind].ids(text.encode(), begins), begins) == text.encode()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(wanted=st.lists(st.one_of(st.binary(max_size=4), st.sampled_from(AWKWARD).map(str.encode)), max_size=4).map(b"".join))
 def test_any_bytes_come_back(kind: str, wanted: bytes) -> None:
     """Those that are no text too: half a character, bytes that no character has."""
@@ -183,7 +183,7 @@ def test_every_row_is_in_a_span_of_the_same_bytes(mine: str, theirs: str, text: 
         assert mine_pieces[n] == their_pieces[int(found.pair_N[n])]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(ids=st.lists(st.integers(0, 257), min_size=1, max_size=30), start=st.integers(1, 5))
 def test_whatever_tokens_a_student_writes_are_told(ids: list[int], start: int) -> None:
     """Byte tokens in any order, and tokens that steer anywhere: the teacher's stand for the same, or read how they are written."""
