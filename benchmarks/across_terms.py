@@ -1,6 +1,6 @@
 """Across vocabularies, by what: text alone, or with what SmolLM2-135M-Instruct says of it in its own tokens.
 
-    python benchmarks/across_terms.py --work FOLDER [--steps 100]
+    python benchmarks/across_terms.py --work FOLDER [--steps 150]
 
 The student, its tokenizer of 2,048 pieces and the teacher's answers are those of `across_tokenizers.py`, whose folder --work may be
 a copy of. Every objective has as many steps, the same order of rows and the same weights before; weights and temperatures are
@@ -31,7 +31,7 @@ from limbeck.spans import Spans
 from limbeck.targets import Distribution, Logits, Targets
 
 RESULTS = Path(__file__).parent / "results"
-STEPS, SEQUENCES = 100, 4
+STEPS, SEQUENCES = 150, 4
 KEPT: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
 OBJECTIVES: dict[str, Objective] = {
     "text alone": Objective([lb.CrossEntropy()]),
