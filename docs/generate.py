@@ -157,6 +157,9 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "distillspec": [{"prompts": "prompts.jsonl"}],
     "fitnets": [{"data": "train.jsonl"}],
     "tinybert": [{"data": "train.jsonl"}],
+    "uld": [{"data": "train.jsonl"}],
+    "alm": [{"data": "train.jsonl"}],
+    "gold": [{"prompts": "prompts.jsonl"}],
 }
 """What each named method is given beside its models."""
 
@@ -199,6 +202,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("layers of a server's model", {"teacher": "Endpoint('http://localhost/v1', 'model')", "objective": "HiddenStates()"}),
     ("attention to another prompt", {"teacher": "Privileged('teacher', 'Think.')", "objective": "Attentions()"}),
     ("layers that there cannot be", {"objective": "HiddenStates({0: -1})"}),
+    ("terms across vocabularies, and a teacher over one", {"objective": "SpanLikelihood()"}),
+    ("a divergence, and a teacher of another vocabulary", {"teacher": "Aligned('teacher')"}),
+    ("distributions of a server's, across vocabularies", {"teacher": "Aligned(Endpoint('http://localhost/v1', 'model'))", "objective": "ULD()"}),
     ("guidance of truncated scores", {"teacher": "Guided(Endpoint('http://localhost/v1', 'model'), 2)"}),
     (
         "a reward's gradient on text of older weights",
@@ -252,9 +258,9 @@ def block(name: str) -> str:
         "loss_head": measured.loss_head, "steps": measured.steps, "start": measured.start,
         "cache_bytes": measured.cache_bytes, "cache_steps": measured.cache_steps, "cache_gradient": measured.cache_gradient,
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
-        "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
-        "layers": measured.layers, "digits_condense": measured_condense.digits_condense,
-        "interleaved_cost": measured.interleaved_cost,
+        "across_tokenizers": measured.across_tokenizers, "across_terms": measured.across_terms,
+        "guidance": measured.guidance, "speculation": measured.speculation,
+        "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():

@@ -213,6 +213,23 @@ def across_tokenizers() -> str:
     return table(["on the teacher's answers to other prompts", "bits a byte", "95 % interval"], rows)
 
 
+def across_terms() -> str:
+    """A student with another tokenizer, taught by text and by what its teacher says of it."""
+    found = results("across_terms")
+    rows = [
+        [name, f"{each['bits_a_byte']:.3f}", "{:.3f} to {:.3f}".format(*each["interval_over_seeds"]),
+         "{:.3f} to {:.3f}".format(*each["less_than_text"]) if each["less_than_text"] else ""]
+        for name, each in found["objectives"].items()
+    ]  # fmt: skip
+    cut, asked = found["cut"], found["settings"]
+    columns = ["learnt from", "bits a byte", "95 % interval over seeds", "less than text alone, 95 % interval"]
+    return (
+        f"{table(columns, rows)}\n\n{asked['steps']} steps of {asked['sequences']} answers. The held-out answers are {cut['tokens']:,} tokens of "
+        f"the student's and {cut['teacher_tokens']:,} of the teacher's, {cut['spans']:,} spans; {100 * cut['share_in_pairs']:.0f} % of the "
+        f"student's tokens are cut alike, and both have {cut['tokens_both_have']:,} tokens."
+    )
+
+
 def speculation() -> str:
     """Drafts: acceptance, what they gain by formula and by the clock, and the speed of one beside another's."""
     found = results("speculation")

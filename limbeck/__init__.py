@@ -4,7 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.across import ULD as ULD
+    from limbeck.across import Gold as Gold
+    from limbeck.across import SpanLikelihood as SpanLikelihood
     from limbeck.adapters import LoRA as LoRA
+    from limbeck.aligned import Aligned as Aligned
     from limbeck.average import Average as Average
     from limbeck.batch import Batch as Batch
     from limbeck.condensing import Condense as Condense
@@ -40,16 +44,19 @@ if TYPE_CHECKING:
     from limbeck.matching import DistributionMatching as DistributionMatching
     from limbeck.matching import GradientMatching as GradientMatching
     from limbeck.matching import TrajectoryMatching as TrajectoryMatching
+    from limbeck.methods import alm as alm
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
     from limbeck.methods import fitnets as fitnets
     from limbeck.methods import gkd as gkd
     from limbeck.methods import gkd_rl as gkd_rl
+    from limbeck.methods import gold as gold
     from limbeck.methods import kd as kd
     from limbeck.methods import on_policy as on_policy
     from limbeck.methods import sft as sft
     from limbeck.methods import skd as skd
     from limbeck.methods import tinybert as tinybert
+    from limbeck.methods import uld as uld
     from limbeck.networks import MLP as MLP
     from limbeck.networks import ConvNet as ConvNet
     from limbeck.networks import CustomNetwork as CustomNetwork
@@ -90,7 +97,9 @@ if TYPE_CHECKING:
     from limbeck.verifiers import UnitTests as UnitTests
 
 _WHERE = {
+    "across": "Gold SpanLikelihood ULD",
     "adapters": "LoRA",
+    "aligned": "Aligned",
     "average": "Average",
     "batch": "Batch",
     "condensing": "Condense condense",
@@ -110,7 +119,7 @@ _WHERE = {
     "herding": "Herding",
     "interleaved": "Interleaved",
     "matching": "DistributionMatching GradientMatching TrajectoryMatching",
-    "methods": "distillm distillspec fitnets gkd gkd_rl kd on_policy sft skd tinybert",
+    "methods": "alm distillm distillspec fitnets gkd gkd_rl gold kd on_policy sft skd tinybert uld",
     "networks": "ConvNet CustomNetwork MLP",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",

@@ -16,6 +16,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.aligned import Aligned, beside
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, import_object, settings_of
 from limbeck.data import Data, Row, check_columns, parquet_rows, told_columns
@@ -234,7 +235,9 @@ class _Looking:
         self.vocabulary = found["student"]
         for what, vocabulary in found.items():
             yield from self.padding(what, vocabulary)
-        if "teacher" in found:
+        if "teacher" in found and isinstance(self.recipe.teacher, Aligned):
+            yield Line("vocabularies", beside(found["student"], found["teacher"]))
+        elif "teacher" in found:
             yield from self.agreement(found["student"], found["teacher"])
 
     def padding(self, what: str, vocabulary: "Vocabulary") -> Iterator[Line]:
@@ -314,7 +317,8 @@ class _Looking:
 
     def rooms(self) -> list[int]:
         """The contexts of student and teacher; without an end where their files name none."""
-        return [(self.models[who].context if who in self.models else None) or 10**9 for who in ("student", "teacher")]
+        own = ("student",) if isinstance(self.recipe.teacher, Aligned) else ("student", "teacher")  # whose tokens are counted
+        return [(self.models[who].context if who in self.models and who in own else None) or 10**9 for who in ("student", "teacher")]
 
     # The third round: the models themselves
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Distill language models.")
 
-KNOWN = "A YAML file of a recipe or of stages, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert."
+KNOWN = (
+    "A YAML file of a recipe or of stages, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert, "
+    "uld, alm, gold."
+)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help=KNOWN)]
 TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder, GGUF file or cache.")]
 StudentName = Annotated[str | None, typer.Option("--student", help="For a method: hub name or folder.")]

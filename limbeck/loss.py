@@ -19,7 +19,8 @@ from torch import Tensor
 from limbeck.batch import Batch
 from limbeck.head import Head
 from limbeck.insides import Features
-from limbeck.objective import FeatureTerm, Objective, TokenRows
+from limbeck.objective import FeatureTerm, Joining, Objective, RowTerm, TokenRows, by_token, reach
+from limbeck.spans import token_logs
 from limbeck.targets import Logits, Rows, Targets
 
 CHUNK_ROWS, CHUNK_BYTES = 512, 66 * 2**20
@@ -91,9 +92,12 @@ class _Work:
         rows, device = len(batch.places_N), head.weight_VD.device
         self.nats = {term.name: torch.zeros(rows) for term in objective.row_terms}
         self.weights = {term.name: objective.weights(term, batch) for term in objective.row_terms}
-        self.factors = {name: (weights_N * scale).to(device)[:, None] for name, weights_N in self.weights.items()}
+        reached = {term.name: reach(term, self.weights[term.name], said) for term in objective.row_terms}
+        self.factors = {name: (weights_N * scale).to(device)[:, None] for name, weights_N in reached.items()}
         credit_N = None if batch.credit_B is None else batch.credit_N.to(device)
         self.tokens = TokenRows(batch.tokens_N.to(device), credit_N, batch.logp_N.to(device))
+        self.slopes = dict[str, Tensor]()
+        self.log_rest_N = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def run(self, hidden_ND: Tensor, gradients: _Gradients | None) -> None:
         """Pass over all chunks; where `gradients` are given, add to them."""
@@ -101,8 +105,26 @@ class _Work:
         row_bytes = head.vocabulary * head.weight_VD.element_size()
         chunks = list(slices(len(hidden_ND), min(CHUNK_ROWS, CHUNK_BYTES // row_bytes)))
         room_CV = hidden_ND.new_empty(max((rows.stop - rows.start for rows in chunks), default=0), head.vocabulary)
+        self._join(head, hidden_ND, chunks, room_CV)
         for rows in chunks:
             self._chunk(head, rows, hidden_ND[rows], room_CV[: rows.stop - rows.start], gradients)
+
+    def _join(self, head: Head, hidden_ND: Tensor, chunks: list[slice], room_CV: Tensor) -> None:
+        """Of terms that join rows: nats and slopes, from a pass that reads off the tokens' log-probabilities alone."""
+        joining = [term for term in self.objective.terms if isinstance(term, Joining)]
+        if not joining or not chunks:
+            return
+        log_q_N = torch.zeros_like(self.log_rest_N)
+        for rows in chunks:
+            raw_CV = head.product(hidden_ND[rows], room_CV[: rows.stop - rows.start])
+            at_once = BLOCK_ELEMENTS // head.vocabulary if raw_CV.device.type == "cpu" else len(raw_CV)
+            for here in slices(len(raw_CV), at_once):
+                block = slice(rows.start + here.start, rows.start + here.stop)
+                log_q_N[block], self.log_rest_N[block] = token_logs(Logits(raw_CV[here], head).block(slice(None)), self.tokens.tokens_C[block])
+        said = self.said.rows(slice(0, len(hidden_ND)))
+        for term in joining:
+            nats_N, self.slopes[term.name] = term.joined(log_q_N, said)
+            self.nats[term.name] = nats_N.to(self.nats[term.name])
 
     def _chunk(self, head: Head, rows: slice, hidden_CD: Tensor, raw_CV: Tensor, gradients: _Gradients | None) -> None:
         """Fill in the nats of these rows, and add to the gradients, which take the place of the product."""
@@ -127,12 +149,20 @@ class _Work:
         """Nats of a block's rows, and the gradient of the scaled, weighed sum on their logits."""
         total_CV = None
         for term in self.objective.row_terms:
-            nats_C, gradient_CV = term.rows(student, said, self.tokens.block(rows))
-            self.nats[term.name][rows] = nats_C.to(self.nats[term.name])
-            if gradient:
+            gradient_CV = self._of_term(term, rows, student, said, gradient)
+            if gradient_CV is not None:
                 gradient_CV.mul_(self.factors[term.name][rows].to(gradient_CV))
                 total_CV = gradient_CV if total_CV is None else total_CV.add_(gradient_CV)
         return total_CV
+
+    def _of_term(self, term: RowTerm, rows: slice, student: Logits, said: Rows, gradient: bool) -> Tensor | None:
+        """One term's gradient on a block's logits, where it is asked for; its nats are filled in."""
+        if term.name in self.slopes:
+            slope_C, log_rest_C = self.slopes[term.name][rows], self.log_rest_N[rows]
+            return by_token(student, self.tokens.tokens_C[rows], slope_C, log_rest_C) if gradient else None
+        nats_C, gradient_CV = term.rows(student, said, self.tokens.block(rows))
+        self.nats[term.name][rows] = nats_C.to(self.nats[term.name])
+        return gradient_CV if gradient else None
 
     def loss(self) -> Tensor:
         """The scaled, weighed sum of all nats, in float64."""

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from limbeck.across import ULD, Gold, SpanLikelihood
+from limbeck.aligned import Aligned
 from limbeck.config import build
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL, TotalVariation
 from limbeck.errors import RecipeError, did_you_mean
@@ -123,8 +125,33 @@ def tinybert(
     return Recipe(_student(student), Corpus(data), scorer(teacher), objective, **numbers)
 
 
+def uld(student: Named, teacher: Scorer, data: Any, weight: float = 1.5, **numbers: Any) -> Recipe:
+    """Across vocabularies: `CE + weight ULD` on ready text (arXiv 2402.12030, 1.5 as there); the teacher reads it in its own tokens."""
+    return Recipe(_student(student), Corpus(data), _across(teacher), CrossEntropy() + weight * ULD(), **numbers)
+
+
+def alm(student: Named, teacher: Scorer, data: Any, weight: float = 1.0, **numbers: Any) -> Recipe:
+    """Across vocabularies: `CE + weight SpanLikelihood` on ready text (ALM, arXiv 2503.20083). Departs: 1) no hidden states are matched."""
+    return Recipe(_student(student), Corpus(data), _across(teacher), CrossEntropy() + weight * SpanLikelihood(), **numbers)
+
+
+def gold(student: Named, teacher: Scorer, prompts: Any, data: Any = None, fraction: float = 0.5, **numbers: Any) -> Recipe:
+    """Across vocabularies, on-policy: a divergence on common tokens and ULD on the others (GOLD, 2025), on own answers or a mix.
+
+    With `data` a step is on-policy with probability `fraction`, as in `gkd`.
+    """
+    own = OnPolicy(prompts)
+    source = own if data is None else Mix(fraction, own, Corpus(data))
+    return Recipe(_student(student), source, _across(teacher), Objective([Gold()]), **numbers)
+
+
+def _across(value: Scorer) -> Teacher:
+    """A teacher by name, in its own tokens."""
+    return value if isinstance(value, Aligned) else Aligned(Local(value) if isinstance(value, str) else value)
+
+
 METHODS: dict[str, Callable[..., Recipe]] = {
-    method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert)
+    method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert, uld, alm, gold)
 }
 """By name, for the command line."""
 

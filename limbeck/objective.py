@@ -17,7 +17,8 @@ from limbeck.errors import RecipeError
 from limbeck.insides import CLOSED, Build, Features, Layers
 from limbeck.lazy import Tensor, torch
 from limbeck.reward import blaming
-from limbeck.targets import Logits, Rows
+from limbeck.spans import token_logs
+from limbeck.targets import Logits, Rows, Targets
 
 FULL = frozenset({"distribution"})
 """What a divergence needs to be told: every outcome's probability."""
@@ -133,6 +134,45 @@ class FeatureTerm(Term):
     def projections(self) -> "torch.nn.ModuleDict":
         """What it learns beside the student; empty where that is nothing."""
         return torch.nn.ModuleDict()
+
+
+@part
+class Joining(RowTerm):
+    """A term whose nats join several rows, through nothing but the log-probabilities of their tokens.
+
+    `loss.py` reads those off in a pass of its own, since what a row's gradient is hangs on rows of other chunks.
+    """
+
+    @abstractmethod
+    def joined(self, log_q_N: Tensor, said: Rows) -> tuple[Tensor, Tensor]:
+        """Nats of each row of a whole pass [N], and the slope of their sum on each token's log-probability [N], both in float64."""
+
+    @abstractmethod
+    def carriers(self, said: Rows) -> Tensor:
+        """The row whose nats each row's token bears on [N]: it says whose weight the slope has. Below 0 where it bears on none."""
+
+    def rows(self, student: Logits, said: Rows, tokens: TokenRows) -> tuple[Tensor, Tensor]:
+        """Nats and gradient of rows that hold all that is joined."""
+        log_q_C, log_rest_C = token_logs(student, tokens.tokens_C)
+        nats_C, slope_C = self.joined(log_q_C, said)
+        return nats_C, by_token(student, tokens.tokens_C, slope_C, log_rest_C)
+
+
+def by_token(student: Logits, tokens_C: Tensor, slope_C: Tensor, log_rest_C: Tensor) -> Tensor:
+    """A gradient on the log-probability of each token as one on the logits [C, V]: `slope (onehot - q)`.
+
+    log_rest_C: that of all other outcomes together, which keeps digits where a token is all but certain.
+    """
+    q_CV = student.at().prob
+    gradient_CV = q_CV * -slope_C.to(q_CV)[:, None]
+    return gradient_CV.scatter_(1, tokens_C[:, None], (slope_C * log_rest_C.exp()).to(q_CV)[:, None])
+
+
+def reach(term: Term, weights_N: Tensor, said: Targets) -> Tensor:
+    """What the gradient of each row counts for, given what its nats count for [N]."""
+    if not isinstance(term, Joining) or not len(weights_N):
+        return weights_N
+    return weights_N[term.carriers(said.rows(slice(0, len(weights_N)))).to(weights_N.device)]  # below 0: a slope of 0, whatever it is weighed by
 
 
 def counted(term: Term, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import average, curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import across, aligned, average, curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
@@ -117,6 +117,18 @@ class Recipe(Part):
 
 
 Refusal = Callable[[Term, Recipe], str | None]
+
+
+def _another_vocabulary(term: Term, recipe: Recipe) -> str | None:
+    """Terms across vocabularies and teachers over one, or the other way round."""
+    says, who = recipe.teacher.says, type(recipe.teacher).__name__
+    if not term.needs or term.needs & says or not (term.needs | says) & aligned.SAYS:
+        return None
+    if term.needs & aligned.SAYS:
+        said = ", ".join(sorted(says)) or "nothing"
+        return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {who} says {said}; give Aligned(Local(model))"
+    able = " or ".join(name for name, each in {"SpanLikelihood()": across.SpanLikelihood, "Gold()": across.Gold}.items() if each.needs & says)
+    return f"{term.name} compares outcomes of one vocabulary, and {who} teaches across two; give {able}, or a teacher of the student's vocabulary"
 
 
 def _nothing_said(term: Term, recipe: Recipe) -> str | None:
@@ -240,6 +252,7 @@ def _itself(term: Term, recipe: Recipe) -> str | None:
 
 
 REFUSALS: tuple[Refusal, ...] = (
+    _another_vocabulary,
     _nothing_said,
     _other_temperature,
     _unheard,

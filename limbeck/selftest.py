@@ -22,7 +22,7 @@ from limbeck.distributed import is_sharded
 from limbeck.divergence import Divergence, ForwardKL
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.loss import Outputs, measure, row_loss
-from limbeck.objective import CrossEntropy, Objective, RowTerm, Term, TokenRows
+from limbeck.objective import CrossEntropy, Objective, RowTerm, Term, TokenRows, reach
 from limbeck.student import Student
 from limbeck.targets import Dense, Logits, Targets
 from limbeck.teachers import Local, Teacher
@@ -240,7 +240,7 @@ def _direct(testing: _Testing, term: RowTerm) -> tuple[Tensor, Tensor]:
     student, theirs = _double(Logits(head.product(outputs.hidden_ND), head)), said.rows(slice(0, len(batch.places_N)))
     tokens = TokenRows(batch.tokens_N.to(device), batch.credit_N.to(device), batch.logp_N.to(device))
     nats_N, gradient_NV = term.rows(student, _double(theirs) if isinstance(theirs, Logits) else theirs, tokens)
-    gradient_NV = gradient_NV * Objective([term]).weights(term, batch).to(gradient_NV)[:, None]
+    gradient_NV = gradient_NV * reach(term, Objective([term]).weights(term, batch), said).to(gradient_NV)[:, None]
     gradient_NV = head.pull_back(gradient_NV, student.logits_CV)
     return nats_N, torch.mm(gradient_NV.to(head.weight_VD.dtype), head.weight_VD).float()
 

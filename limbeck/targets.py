@@ -114,7 +114,15 @@ class TokenLogpRows:
         return TokenLogpRows(self.log_p_C[rows])
 
 
-Rows = Logits | TopKRows | SampledRows | TokenLogpRows | None
+class OtherRows(ABC):
+    """What a teacher of another vocabulary said of C tokens; see `spans.SpanRows`."""
+
+    @abstractmethod
+    def block(self, rows: slice) -> "OtherRows":
+        """A few of these tokens."""
+
+
+Rows = Logits | TopKRows | SampledRows | TokenLogpRows | OtherRows | None
 """What can be said of a chunk of tokens; None where nothing is."""
 
 
@@ -127,7 +135,7 @@ class Targets(ABC):
 
     @property
     def says(self) -> frozenset[str]:
-        """Which of what a term may need: "distribution", "top k", "sampled", "tokens"."""
+        """Which of what a term may need: "distribution", "top k", "sampled", "tokens", "spans", "pairs"."""
         return frozenset()
 
     @abstractmethod

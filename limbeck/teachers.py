@@ -346,7 +346,7 @@ class Mixture(Teacher):
     def says(self) -> frozenset[str]:
         """What all of them say, and what can be joined: truncated distributions have no mean."""
         common = frozenset.intersection(*(each.says for each in self.teachers.values()))
-        return common - INSIDE - (frozenset() if self.by else {"top k"})
+        return common - INSIDE - {"spans", "pairs"} - (frozenset() if self.by else {"top k"})
 
     @property
     def hears(self) -> bool:

@@ -320,5 +320,6 @@ def _map_difference(a: dict[str, int], b: dict[str, int]) -> str:
     shown = ", ".join(f"{token!r} is {a.get(token, 'absent')} / {b.get(token, 'absent')}" for token in differing[:4])
     return (
         f"the vocabularies of student and teacher differ in {len(differing):,} of {len(a.keys() | b.keys()):,} tokens ({shown}); "
-        "a divergence would compare different tokens; choose a student of the teacher's family, or train on the teacher's text with CrossEntropy()"
+        "a divergence would compare different tokens; choose a student of the teacher's family, learn across with Aligned(teacher) and "
+        "SpanLikelihood(), or train on the teacher's text with CrossEntropy()"
     )

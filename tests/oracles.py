@@ -241,3 +241,85 @@ def attention_mse(theirs: Array, mine: Array) -> float:
     """`mean_K (p - q)^2`, the mean over heads; where their numbers differ, of the means over heads."""
     p, q = (theirs, mine) if len(theirs) == len(mine) else (theirs.mean(0)[None], mine.mean(0)[None])
     return float(((p - q) ** 2).mean())
+
+
+def binary(a: Array, b: Array, temperature: float) -> Answer:
+    """`T KL` of (P, 1 - P) against (Q, 1 - Q), `P = exp(a / T)`, `Q = exp(b / T)`, and its derivative on b, `(Q - P) / (1 - Q)`."""
+    big_p, big_q = np.exp(np.longdouble(a) / temperature), np.exp(np.longdouble(b) / temperature)
+    not_p, not_q = -np.expm1(np.longdouble(a) / temperature), -np.expm1(np.longdouble(b) / temperature)
+    value = big_p * np.log(big_p / big_q) + not_p * np.log(not_p / not_q)
+    return (temperature * value).astype(np.float64), ((big_q - big_p) / not_q).astype(np.float64)
+
+
+def span_likelihood_of(s: Array, tokens: NDArray[np.int64], log_p: Array, temperature: float) -> Answer:
+    """Of spans of one token each, their log-probabilities given: nats [N] and their gradient on s [N, V]."""
+    wide = s.astype(np.longdouble)
+    q = np.exp(wide - wide.max(-1, keepdims=True))
+    rows = np.arange(len(s))
+    rest = (q.sum(-1) - q[rows, tokens]) / q.sum(-1)
+    value, slope = binary(log_p, np.log1p(-rest), temperature)
+    gradient = -slope[:, None] * (q / q.sum(-1, keepdims=True))
+    gradient[rows, tokens] = slope * rest
+    return value, gradient.astype(np.float64)
+
+
+def span_likelihood(
+    s: Array, tokens: NDArray[np.int64], z: Array, theirs: NDArray[np.int64], mine_bytes: list[int], their_bytes: list[int], temperature: float
+) -> Answer:
+    """ALM of two cuts of the same bytes, from their boundaries: nats at the token that ends each span, gradient on s."""
+    lq, lp = log_softmax(s)[np.arange(len(s)), tokens], log_softmax(z)[np.arange(len(z)), theirs]
+    after, theirs_after = np.cumsum(mine_bytes), np.cumsum(their_bytes)
+    both = sorted(set(after.tolist()) & set(theirs_after.tolist()))
+    values, slopes, start = np.zeros(len(s)), np.zeros_like(s), 0
+    for stop in both:
+        inside = np.flatnonzero((after > start) & (after <= stop))
+        value, slope = binary(lp[(theirs_after > start) & (theirs_after <= stop)].sum(), lq[inside].sum(), temperature)
+        values[inside[-1]] = value
+        for n in inside:
+            slopes[n] = -slope * np.exp(log_softmax(s)[n])
+            slopes[n, tokens[n]] += slope
+        start = stop
+    return values, slopes
+
+
+def _downwards(x: Array, size: int) -> tuple[Array, NDArray[np.int64]]:
+    order = np.argsort(-x, axis=-1, kind="stable")
+    return np.pad(np.take_along_axis(x, order, -1), ((0, 0), (0, size - x.shape[-1]))), order
+
+
+def _sorted_distance(p: Array, q: Array) -> Answer:
+    """`sum |p_(i) - q_(i)|` and its slope on the log of each q."""
+    size = max(p.shape[-1], q.shape[-1])
+    (p_down, _), (q_down, order) = _downwards(p, size), _downwards(q, size)
+    slope = np.zeros_like(q)
+    np.put_along_axis(slope, order, (np.sign(q_down - p_down) * q_down)[:, : q.shape[-1]], -1)
+    return abs(p_down - q_down).sum(-1), slope
+
+
+def _on_logits(slope: Array, q: Array) -> Array:
+    return slope - q * total(slope)
+
+
+def uld(z: Array, s: Array) -> Answer:
+    """L1 of sorted probabilities, the shorter padded with zeros."""
+    p, q = np.exp(log_softmax(z)), np.exp(log_softmax(s))
+    value, slope = _sorted_distance(p, q)
+    return value, _on_logits(slope, q)
+
+
+def gold(z: Array, s: Array, mine: NDArray[np.int64], theirs: NDArray[np.int64], kind: str, common: float = 1.0, rest: float = 1.0) -> Answer:
+    """A divergence of the two measures on common tokens, and ULD on the others."""
+    lp, lq = log_softmax(z)[:, theirs], log_softmax(s)[:, mine]
+    p, q, whole = np.exp(lp), np.exp(lq), np.exp(log_softmax(s))
+    m = (p + q) / 2
+    value, slope = {
+        "jsd": ((p * np.log(p / m) + q * np.log(q / m)).sum(-1) / 2, q * np.log(q / m) / 2),
+        "variation": (abs(p - q).sum(-1) / 2, q * np.sign(q - p) / 2),
+        "forward": ((p * (lp - lq) - p + q).sum(-1), q - p),
+        "reverse": ((q * (lq - lp) - q + p).sum(-1), q * (lq - lp)),
+    }[kind]
+    left, right = np.delete(np.arange(s.shape[-1]), mine), np.delete(np.arange(z.shape[-1]), theirs)
+    distance, slope_rest = _sorted_distance(np.exp(log_softmax(z))[:, right], whole[:, left])
+    slopes = np.zeros_like(whole)
+    slopes[:, mine], slopes[:, left] = common * slope, rest * slope_rest
+    return common * value + rest * distance, _on_logits(slopes, whole)

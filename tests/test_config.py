@@ -112,6 +112,9 @@ METHODS = {
     "distillspec": {"teacher": "t", "prompts": "p.jsonl", "objective": "ForwardKL()"},
     "fitnets": {"teacher": "t", "data": "a.jsonl", "layers": {2: 5}, "weight": 0.1},
     "tinybert": {"teacher": "t", "data": "a.jsonl", "attentions": 10.0},
+    "uld": {"teacher": "t", "data": "a.jsonl", "weight": 0.5},
+    "alm": {"teacher": "t", "data": "a.jsonl"},
+    "gold": {"teacher": "t", "prompts": "p.jsonl", "data": "a.jsonl"},
 }
 
 
