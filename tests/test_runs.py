@@ -52,8 +52,18 @@ def recipe(method: str, toy: dict[str, str], **numbers) -> lb.Recipe:
         return replace(source, **{key: value for key, value in small.items() if hasattr(source, key)})
 
     student = replace(made.student, dtype="float32", optimizer=lb.AdamW(3e-3))
-    teacher = replace(made.teacher, dtype="float32") if isinstance(made.teacher, lb.Local) else made.teacher
-    return replace(made, student=student, teacher=teacher, source=shrink(made.source), **{"steps": 4, "tokens_per_pass": 256, **numbers})
+    return replace(made, student=student, teacher=exact(made.teacher), source=shrink(made.source), **{"steps": 4, "tokens_per_pass": 256, **numbers})
+
+
+def exact(teacher: lb.Teacher) -> lb.Teacher:
+    """The same in float32: in bfloat16 another padding is another rounding."""
+    match teacher:
+        case lb.Local():
+            return replace(teacher, dtype="float32")
+        case lb.Aligned():
+            return replace(teacher, teacher=exact(teacher.teacher))
+        case _:
+            return teacher
 
 
 def metrics(out: Path) -> str:
