@@ -155,6 +155,7 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "distillspec": [{"prompts": "prompts.jsonl"}],
     "fitnets": [{"data": "train.jsonl"}],
     "tinybert": [{"data": "train.jsonl"}],
+    "distilbert": [{"data": "train.jsonl"}],
 }
 """What each named method is given beside its models."""
 

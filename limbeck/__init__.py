@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.drafts import generate as generate
     from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
+    from limbeck.evaluate import Accuracy as Accuracy
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.evaluate import Verified as Verified
     from limbeck.features import Attentions as Attentions
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from limbeck.guidance import Guided as Guided
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
+    from limbeck.hidden import Masked as Masked
     from limbeck.interleaved import Interleaved as Interleaved
+    from limbeck.methods import distilbert as distilbert
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
     from limbeck.methods import fitnets as fitnets
@@ -80,11 +83,12 @@ _WHERE = {
     "drafts": "generate",
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
-    "evaluate": "Likelihood Verified",
+    "evaluate": "Accuracy Likelihood Verified",
     "features": "Attentions HiddenStates",
     "guidance": "Guided Itself Privileged",
+    "hidden": "Masked",
     "interleaved": "Interleaved",
-    "methods": "distillm distillspec fitnets gkd gkd_rl kd on_policy sft skd tinybert",
+    "methods": "distilbert distillm distillspec fitnets gkd gkd_rl kd on_policy sft skd tinybert",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
     "prefetch": "Prefetch",

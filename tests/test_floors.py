@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     {"errors", "files", "settings_file", "config", "progress", "lazy", "interrupt", "privacy", "places", "shards", "gguf_metadata"},
-    {"data", "head", "insides", "targets", "blend", "batch", "vocabulary", "prompts", "answers"}
+    {"data", "head", "insides", "targets", "blend", "batch", "vocabulary", "labels", "masking", "prompts", "answers"}
     | {"ledger", "licences", "licensed", "sandbox", "readings"},
     {"objective", "divergence", "features", "reward", "verifiers", "environment", "loss", "keep", "choose", "overlap"},
-    {"machine", "memory", "hooks", "models", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
+    {"machine", "memory", "hooks", "opened", "models", "classify", "masked", "seq2seq", "kinds", "pen", "decoding", "speculative", "adapters", "optimizer", "prune", "distributed", "server", "writer"},
     {"student", "teachers", "pairing", "guidance", "endpoint", "judges", "cache", "remembered"}
-    | {"sources", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
+    | {"sources", "hidden", "prefetch", "teacher_samples", "rollouts", "interleaved", "evaluate", "checkpoint", "trackers", "run"},
     {"recipe", "methods", "train", "drafts", "estimate", "selftest", "annotate", "allocate", "corpus", "ordered", "card", "instruct", "dialogue"},
     {"report", "quickstart", "check", "cli", "__main__"},
 ]

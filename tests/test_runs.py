@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 import limbeck as lb
 from limbeck.errors import CheckpointError, LimbeckError, ModelError, RecipeError
 from limbeck.files import read_json, read_jsonl
-from limbeck.methods import METHODS, named
+from limbeck.methods import METHODS as ALL_METHODS
+from limbeck.methods import named
 from limbeck.run import Run
 
 
