@@ -111,6 +111,7 @@ METHODS = {
     "distillspec": {"teacher": "t", "prompts": "p.jsonl", "objective": "ForwardKL()"},
     "fitnets": {"teacher": "t", "data": "a.jsonl", "layers": {2: 5}, "weight": 0.1},
     "tinybert": {"teacher": "t", "data": "a.jsonl", "attentions": 10.0},
+    "distilbert": {"teacher": "t", "data": "a.jsonl", "mlm": 1.0},
 }
 
 
