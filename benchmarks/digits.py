@@ -93,7 +93,9 @@ class Lab:
 
     def teacher(self, seed: int, rate: float, number: int = 0) -> str:
         """One of a seed's teachers."""
-        return self.learnt(f"teacher-{number}-{rate:g}", seed, f"digits_nets:large(seed={100 * seed + number})", [lb.CrossEntropy()], rate, text="moved")
+        return self.learnt(
+            f"teacher-{number}-{rate:g}", seed, f"digits_nets:large(seed={100 * seed + number})", [lb.CrossEntropy()], rate, text="moved"
+        )
 
     def alone(self, seed: int, rate: float, text: str = "learn") -> str:
         """The student by itself."""
@@ -151,7 +153,7 @@ def chosen(lab: Lab) -> tuple[dict[str, Any], dict[str, float]]:
 def never_shown(lab: Lab, seed: int, folder: str) -> dict[str, float]:
     """Per cent of the left-out class told rightly, before and after its logit was raised; and all errors."""
     logits, labels = lab.logits([folder], seed, "choose")
-    raised = [b / 10 for b in range(0, 101)]
+    raised = [b / 10 for b in range(101)]
 
     def wrong(log: torch.Tensor, by: float, truth: torch.Tensor) -> float:
         return float(((log + by * torch.nn.functional.one_hot(torch.tensor(LEFT_OUT), 10)).argmax(-1) != truth).double().mean())
@@ -160,7 +162,8 @@ def never_shown(lab: Lab, seed: int, folder: str) -> dict[str, float]:
     logits, labels = lab.logits([folder], seed, "test")
     mine = labels == LEFT_OUT
     return {
-        "right_of_left_out": 100 * (1 - wrong(logits[mine], 0.0, labels[mine])), "right_once_raised": 100 * (1 - wrong(logits[mine], by, labels[mine])),
+        "right_of_left_out": 100 * (1 - wrong(logits[mine], 0.0, labels[mine])),
+        "right_once_raised": 100 * (1 - wrong(logits[mine], by, labels[mine])),
         "errors": 100 * wrong(logits, 0.0, labels), "errors_once_raised": 100 * wrong(logits, by, labels), "raised_by": by,
     }  # fmt: skip
 

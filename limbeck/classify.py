@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +61,7 @@ class TextClassifier(Classifier):
     """A transformers model for sequence classification: it reads what stands before the class."""
 
     kind = "a classifier of text"
-    tags = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    tags: ClassVar[dict[str, str]] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
 
     @property
     def context(self) -> int:
@@ -87,7 +87,7 @@ class ModuleClassifier(Classifier):
     """
 
     kind = "a classifier of numbers"
-    tags = {"library_name": "pytorch"}
+    tags: ClassVar[dict[str, str]] = {"library_name": "pytorch"}
 
     call: str
     column: str | None
@@ -125,7 +125,9 @@ class ModuleClassifier(Classifier):
         try:
             return torch.tensor([columns[column] for columns in batch.columns_B], dtype=torch.float32, device=device())
         except (KeyError, ValueError, TypeError):
-            raise DataError(f'the rows of a pass differ in their column "{column}", or it holds other things than numbers; give each as many') from None
+            raise DataError(
+                f'the rows of a pass differ in their column "{column}", or it holds other things than numbers; give each as many'
+            ) from None
 
     def see_learnable(self, adapters: bool, checkpoints: bool) -> None:
         """Refuse what would make a row depend on its neighbours, and what only transformers models can."""
@@ -218,12 +220,18 @@ def _made(call: str) -> nn.Module:
 def _names(labels: Any, module: nn.Module, call: str) -> list[str]:
     """The classes: as the module names them, else numbered, as many as its last linear layer gives."""
     if labels is not None:
-        if not isinstance(labels, list | tuple) or len(cast(list[Any], labels)) < 2 or len(set(cast(list[Any], labels))) < len(cast(list[Any], labels)):
+        if (
+            not isinstance(labels, list | tuple)
+            or len(cast(list[Any], labels)) < 2
+            or len(set(cast(list[Any], labels))) < len(cast(list[Any], labels))
+        ):
             raise ModelError(f"the labels of {call} must be a list of at least two names, each once; found {str(cast(Any, labels))[:80]}")
         return [str(name) for name in cast(list[Any], labels)]
     linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
     if not linear:
-        raise ModelError(f"{call} gives a module without a linear layer, which does not say how many classes there are; give it labels, a list of names")
+        raise ModelError(
+            f"{call} gives a module without a linear layer, which does not say how many classes there are; give it labels, a list of names"
+        )
     return [str(number) for number in range(linear[-1].out_features)]
 
 

@@ -4,7 +4,7 @@ Axes: B sequences, S padded length, N hidden tokens of a batch, D hidden width, 
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class MaskedModel(HeadedModel):
     """A model that tells hidden tokens by what stands on both sides of them."""
 
     kind = "a masked language model"
-    tags = {"library_name": "transformers", "pipeline_tag": "fill-mask"}
+    tags: ClassVar[dict[str, str]] = {"library_name": "transformers", "pipeline_tag": "fill-mask"}
     needs_rows = True
 
     @property

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Model(OpenModel):
     """A causal language model: what it says of a token stands one position before it. It writes too."""
 
     kind = "a causal language model"
-    tags = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    tags: ClassVar[dict[str, str]] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
 
     head_like: Head = field(repr=False)
     proven: set[int] = field(default_factory=set[int], repr=False)

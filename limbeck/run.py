@@ -354,7 +354,10 @@ def model_card(recipe: Any, figures: dict[str, Any], licences: dict[str, list[Li
     found = list(dict.fromkeys(each for several in licences.values() for each in several))
     rows = [f"| {name} | {key} | {value:.4g} |" for name, found in figures.items() for key, value in found.items() if isinstance(value, float)]
     table = "\n".join(["| evaluation | figure | value |", "|---|---|---|", *rows]) if rows else "None was asked for."
-    head, made = yaml_of(tags | {"tags": ["distillation", "limbeck"]} | front_matter(found)).rstrip(), f"## How it was made\n\n```yaml\n{to_yaml(recipe).rstrip()}\n```"
+    head, made = (
+        yaml_of(tags | {"tags": ["distillation", "limbeck"]} | front_matter(found)).rstrip(),
+        f"## How it was made\n\n```yaml\n{to_yaml(recipe).rstrip()}\n```",
+    )
     return f"---\n{head}\n---\n# A distilled student\n\n{made}\n\n## Evaluation\n\n{table}\n\n{section(found)}"
 
 

@@ -4,7 +4,7 @@ Axes: B sequences, S padded length of prompts, Z padded length of completions, N
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class PairModel(HeadedModel):
     """A model whose encoder reads what stands before the completion, and whose decoder writes it."""
 
     kind = "a sequence-to-sequence model"
-    tags = {"library_name": "transformers"}
+    tags: ClassVar[dict[str, str]] = {"library_name": "transformers"}
 
     @property
     def start_id(self) -> int:
@@ -69,8 +69,8 @@ class PairModel(HeadedModel):
         before_B = cast(list[int], batch.before_B.tolist())
         parts = [(tokens[:before], tokens[before:]) for tokens, before in zip(batch.sequences(), before_B, strict=True)]
         if sum(len(answer) for _, answer in parts) != len(batch.places_N):
-            raise DataError(f"{self.name} writes one completion, at the end; a sequence of this pass has others, or goes on behind it; give one answer "
-                            "to a prompt")  # fmt: skip
+            raise DataError(f"{self.name} writes one completion, at the end; a sequence of this pass has others, or goes on behind it; give one "
+                            "answer to a prompt")  # fmt: skip
         return [prompt for prompt, _ in parts], [answer for _, answer in parts]
 
 

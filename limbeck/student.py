@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Student(Part):
     """A model that learns: a causal language model, a classifier, a masked or a sequence-to-sequence model.
 
-    model: hub name or folder, or `module:function` that gives a torch module. dtype: of its arithmetic ("auto": bfloat16 where the processor gains by it); its masters
+    model: hub name or folder, or `module:function` that gives a torch module. dtype: of its arithmetic ("auto": bfloat16 where the processor
+    gains by it); its masters
     are float32. lora: train adapters instead of the weights. quantization: of the frozen weights below adapters.
     chat_template: "own", or "teacher" to render by the teacher's; a student without one always takes the teacher's.
     Dropout is off: a divergence is measured against what the student says, not against noise.

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import toys
 import torch
+import toys
 from tokenizers import processors
 from torch import nn
 from transformers import (
@@ -43,7 +43,9 @@ def _bert(layers: int, width: int, **more: Any) -> dict[str, Any]:
 
 
 def _distil(layers: int, width: int, **more: Any) -> DistilBertConfig:
-    return DistilBertConfig(vocab_size=ROWS, dim=width, n_layers=layers, n_heads=4, hidden_dim=2 * width, max_position_embeddings=64, pad_token_id=PAD, **more)
+    return DistilBertConfig(
+        vocab_size=ROWS, dim=width, n_layers=layers, n_heads=4, hidden_dim=2 * width, max_position_embeddings=64, pad_token_id=PAD, **more
+    )
 
 
 def _t5(layers: int, width: int, tied: bool) -> T5Config:
@@ -160,5 +162,3 @@ def weightless() -> nn.Module:
 def failing() -> nn.Module:
     """One that is not made."""
     raise KeyError("size")
-
-

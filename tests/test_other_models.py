@@ -1,6 +1,5 @@
 """Other kinds of models by the axis rule alone: values against transformers and slow formulas, what must change no gradient, whole runs."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,13 @@ import pytest
 import torch
 import toys
 from other_toys import MASKED, PAIRS, TEXTS
-from safetensors.torch import load_file
 from test_objective import error, gradients
-from test_runs import _failing_at, metrics, same_bits
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import limbeck as lb
-from limbeck.batch import Batch, Span, Text
-from limbeck.check import check
+from limbeck.batch import Batch
 from limbeck.classify import ModuleClassifier, TextClassifier
-from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError, VocabularyError
-from limbeck.files import read_json
 from limbeck.insides import Layers
 from limbeck.kinds import open_kind
 from limbeck.machine import Opening
@@ -31,7 +25,6 @@ from limbeck.masking import READ, MaskedVocabulary
 from limbeck.models import Model
 from limbeck.objective import Objective
 from limbeck.pairing import between
-from limbeck.run import Run
 from limbeck.seq2seq import PairModel
 from limbeck.sources import Share
 
@@ -190,7 +183,9 @@ def test_distilberts_three_losses_are_its_formulas(home: Path) -> None:
     batch = recipe.source.load(student.live.vocabulary, Share()).draw(0, student)
     nats = student.measure(batch, scorer.about(batch), objective)
     row = 0
-    models = [AutoModelForMaskedLM.from_pretrained(model_of(home, kind, who)).eval() for kind, who in (("distilbert", "student"), ("bert", "teacher"))]
+    models = [
+        AutoModelForMaskedLM.from_pretrained(model_of(home, kind, who)).eval() for kind, who in (("distilbert", "student"), ("bert", "teacher"))
+    ]
     for b, tokens in enumerate(batch.sequences()):
         places = (batch.places_N[batch.sequence_N == b] - batch.starts_B[b]).tolist()
         ids = tokens.clone()
@@ -307,207 +302,6 @@ def test_the_same_row_is_hidden_alike_for_evaluation_and_long_text_is_cut() -> N
     assert one == two and len(one) == 3 and all(len(text.tokens) <= 20 and text.columns["kind"] == "pets" for text in one)
     assert [token for text in one for token in text.tokens[1:-1]] == vocabulary.ids(row["text"])
     assert vocabulary.texts({"text": ""}, data, 20) == []
-
-
-# Whole runs
-
-
-def run_of(home: Path, kind: str, **numbers: Any) -> lb.Recipe:
-    data = str(home / f"{kind}.jsonl")
-    source = lb.Masked(data, sequences=8) if kind in MASKED else lb.Corpus(data, sequences=8)
-    student = lb.Student(model_of(home, kind, "student"), lb.AdamW(3e-3), dtype="float32")
-    return lb.Recipe(student, source, lb.Local(model_of(home, kind, "teacher"), dtype="float32"), terms(kind),
-                     **{"steps": 4, "save_every": 3, "evaluations": [lb.Likelihood(str(home / f"{kind}-heldout.jsonl"), samples=0)],
-                        "accept_license": "unknown licence of other_toys:small", **numbers})  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["bert-classes", "module", "distilbert", "t5"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(kind: str, home: Path, tmp_path: Path) -> None:
-    made = run_of(home, kind)
-    lb.distill(made, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "log_step", _failing_at(3, Run.log_step))
-        with pytest.raises(KeyboardInterrupt):
-            lb.distill(made, tmp_path / "broken")
-    lb.distill(made, tmp_path / "broken")
-    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
-    same_bits(tmp_path / "broken", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("kind", ["bert-classes", "module", "bert", "t5"])
-def test_steps_move_the_student_on_heldout_rows(kind: str, home: Path, tmp_path: Path) -> None:
-    lb.distill(replace(run_of(home, kind, steps=20, save_every=None), objective=Objective([lb.ForwardKL()])), tmp_path / "run")
-    before, after = (read_json(tmp_path / "run" / "evaluations.json")[step]["heldout"] for step in ("0", "20"))
-    assert after["kl_nats"] < 0.97 * before["kl_nats"]
-
-
-@pytest.mark.parametrize("kind, auto", [("bert-classes", AutoModelForSequenceClassification), ("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)])
-def test_a_finished_student_is_a_folder_of_its_kind(kind: str, auto: Any, home: Path, tmp_path: Path) -> None:
-    lb.distill(run_of(home, kind, steps=1), tmp_path / "run")
-    saved = tmp_path / "run" / "student"
-    assert type(auto.from_pretrained(saved)).__name__ == read_json(saved / "config.json")["architectures"][0]
-    tags = {"bert-classes": "text-classification", "bert": "fill-mask", "t5": None}[kind]
-    assert (f"pipeline_tag: {tags}" if tags else "library_name: transformers") in (saved / "README.md").read_text()
-    assert ("pipeline_tag" in (saved / "README.md").read_text()) == bool(tags)
-    teacher = lb.Local(str(saved), dtype="float32").load(learner(model_of(home, kind, "student")))
-    assert teacher.opened.vocabulary.fingerprint == learner(model_of(home, kind, "student")).live.vocabulary.fingerprint
-
-
-def test_a_finished_module_is_named_again(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = lb.distill(run_of(home, "module", steps=3), tmp_path / "run")
-    saved, batch = tmp_path / "run" / "student", drawn(home, "module", student)
-    assert sorted(file.name for file in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    with pytest.raises(ModelError, match=r"is made by other_toys:small\(.*\), which is no code of the working folder; read it"):
-        monkeypatch.chdir(tmp_path)
-        open_kind(str(saved), Opening("float32"))
-    monkeypatch.chdir(Path(__file__).parent)
-    again = open_kind(str(saved), Opening("float32"))
-    assert torch.equal(again.forward(batch).hidden_ND, student.live.forward(batch).hidden_ND)
-    lb.distill(replace(run_of(home, "module", steps=1), teacher=lb.Local(str(saved), dtype="float32")), tmp_path / "next")
-    weights = load_file(saved / "model.safetensors")
-    told = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**told, "module": "other_toys:small(width=9)"}))
-    with pytest.raises(ModelError, match=r"the weights in .* are not those of other_toys:small\(width=9\)"):
-        open_kind(str(saved), Opening("float32"))
-    (saved / "config.json").write_text(json.dumps({**told, "module": "os:system(command='true')"}))
-    with pytest.raises(ModelError, match="os:system.* no code of the working folder"):
-        open_kind(str(saved), Opening("float32"))
-    assert weights.keys() == again.module.state_dict().keys()
-
-
-def test_a_module_may_read_another_column_and_name_its_classes(tmp_path: Path) -> None:
-    toys.jsonl(tmp_path / "images.jsonl", [{"image": [[n, 1, 2], [3, 4, 5]], "label": n % 3} for n in range(4)])
-    student = learner("other_toys:picture")
-    batch = lb.Corpus(str(tmp_path / "images.jsonl"), sequences=4).load(student.live.vocabulary, Share()).draw(0, student)
-    assert student.forward(batch).hidden_ND.shape == (4, 3)
-    toys.jsonl(tmp_path / "named.jsonl", [{"features": [0.0] * 6, "label": "good"}])
-    named = learner("other_toys:named")
-    batch = lb.Corpus(str(tmp_path / "named.jsonl"), sequences=1).load(named.live.vocabulary, Share()).draw(0, named)
-    assert batch.tokens_N.tolist() == [2] and named.live.vocabulary.text([2, 0]) == "good, bad"
-
-
-def test_accuracy_is_the_share_of_the_likeliest(home: Path) -> None:
-    for kind in ("module", "bert", "t5"):
-        student, _, _, _ = pair(home, kind, lb.ForwardKL())
-        found = lb.Accuracy(str(home / f"{kind}.jsonl"), tokens_per_pass=60).run(student, lb.Silent())
-        texts = [text for row in other_toys.rows(kind, 24) for text in student.live.vocabulary.texts(row, lb.Data("x"), 1024)]
-        batch = Batch.of(texts, "corpus")
-        outputs = student.forward(batch)
-        right_N = outputs.head.prepared(torch.float32).logits(outputs.hidden_ND).argmax(-1) == batch.tokens_N
-        assert found["accuracy"] == pytest.approx(float(right_N.double().mean())) and found["tokens"] == len(right_N)
-        low, high = found["accuracy_interval"]
-        assert low <= found["accuracy"] <= high
-
-
-@pytest.mark.parametrize("kind", ["bert-classes", "module", "distilbert", "t5"])
-def test_a_recipe_is_checked_before_it_costs_anything(kind: str, home: Path, tmp_path: Path) -> None:
-    lines = check(run_of(home, kind), tmp_path / "out")
-    assert [line for line in lines if line.verdict == "problem"] == []
-    assert any(line.what == "self-test" and "to oneself" in line.found for line in lines)
-
-
-# Refused, in one line each
-
-
-def refused(match: str, kind: type[LimbeckError], what: Any) -> None:
-    with pytest.raises(kind, match=match) as found:
-        what()
-    assert "\n" not in str(found.value)
-
-
-def test_classes_that_differ_are_refused(home: Path, tmp_path: Path) -> None:
-    def against(student: str, teacher: str) -> Any:
-        return lambda: lb.Local(teacher, dtype="float32").load(learner(student))
-
-    two = other_toys.folder(tmp_path / "two", "bert-classes", labels={0: "no", 1: "yes"})
-    other = other_toys.folder(tmp_path / "other", "bert-classes", labels={0: "bad", 1: "good", 2: "fair"})
-    mine = model_of(home, "bert-classes", "student")
-    wrong = VocabularyError
-    refused(r"the student tells 3 classes apart \(bad, fair, good\) and the teacher 2 \(no, yes\); give", wrong, against(mine, two))
-    refused(r"name 2 of 3 classes otherwise \(class 1 is 'fair' / 'good', class 2 is 'good' / 'fair'\)", wrong, against(mine, other))
-    refused(r"the student tells 4 classes apart \(0, 1, 2, 3\) and the teacher 3", wrong, against("other_toys:small(classes=4)", "other_toys:small"))
-    refused("the student reads a column of numbers and the teacher text", wrong, against("other_toys:named", mine))
-    refused("tells 3 classes apart and the teacher 258 tokens; give two models of one kind", wrong, against(mine, str(home / "llama")))
-    refused("tells 258 tokens apart and the teacher 3 classes", wrong, against(str(home / "llama"), mine))
-    refused("tells 261 hidden tokens apart and the teacher 261 tokens", wrong, against(model_of(home, "bert", "student"), model_of(home, "t5", "student")))
-    against(mine, model_of(home, "distilbert-classes", "teacher"))()
-    against(mine, "other_toys:named")()
-
-
-def test_rows_that_a_classifier_cannot_use_are_refused(home: Path, tmp_path: Path) -> None:
-    def on(name: str, *rows: dict[str, Any]) -> Any:
-        student, path = learner(name), toys.jsonl(tmp_path / "rows.jsonl", list(rows))
-        return lambda: student.forward(lb.Corpus(path, sequences=len(rows)).load(student.live.vocabulary, Share()).draw(0, student))
-
-    text, numbers, six = model_of(home, "bert-classes", "student"), "other_toys:small", [0.0] * 6
-    refused(r"a row has no label, and the model tells 3 classes apart: bad, fair, good; write one", DataError, on(text, {"text": "a"}))
-    refused(r"the label 'goood', .*did you mean \"good\"", DataError, on(text, {"text": "a", "label": "goood"}))
-    refused("a row has the label 3, and the model tells 3 classes apart: 0, 1, 2", DataError, on(numbers, {"features": six, "label": 3}))
-    refused("a classifier of text reads the column text", DataError, on(text, {"features": six, "label": 0}))
-    refused("reads the column features or image, found columns label, size", DataError, on(numbers, {"label": 0, "size": 3}))
-    refused('differ in their column "features"', DataError, on(numbers, {"features": six, "label": 0}, {"features": [1.0], "label": 0}))
-    refused(r"fails on rows of \[2\] numbers \(mat1 and mat2", ModelError, on(numbers, {"features": [0.0, 1.0], "label": 0}))
-
-
-@pytest.mark.parametrize(
-    "name, match",
-    [
-        ("other_toys:headless", "without a linear layer, which does not say how many classes there are; give it labels"),
-        ("other_toys:weightless", "gave Identity, expected a torch module with weights"),
-        ("other_toys:failing", "raised KeyError: 'size'; mend the function"),
-        ("other_toys:nothing", "has no attribute 'nothing'"),
-        ("other_toys:small(8)", "give each by its name"),
-        ("other_toys:small(width=print(1))", "give each by its name"),
-        ("other_toys:small(width=)", "cannot read the settings"),
-        ("other_toys:named(labels=['a','a'])", "must be a list of at least two names, each once"),
-        ("other_toys:neighbours", r"normalises over the rows of a pass \(BatchNorm\)"),
-    ],
-)
-def test_modules_that_are_no_students_are_refused(name: str, match: str) -> None:
-    refused(match, LimbeckError, lambda: learner(name))
-
-
-def test_a_module_that_is_no_classifier_is_refused(home: Path) -> None:
-    student = learner("other_toys:wrong")
-    refused(r"gave \[21\] for 7 rows of 3 classes; a classifier gives logits \[7, 3\]", ModelError, lambda: student.forward(drawn(home, "module", student)))
-
-
-@pytest.mark.parametrize("kind", ["bert-classes", "module", "bert", "t5"])
-def test_what_a_kind_cannot_do_is_refused_when_it_is_loaded(kind: str, home: Path, tmp_path: Path) -> None:
-    made = run_of(home, kind)
-    prompts = toys.jsonl(tmp_path / "prompts.jsonl", toys.rows(4))
-    own = replace(made, source=lb.OnPolicy(prompts), objective=Objective([lb.ReverseKL()]), evaluations=[])
-    answered = replace(made, evaluations=[lb.Likelihood(prompts, own_text=True)])
-    for recipe in (own, answered):
-        refused("and does not write here; draw ready rows with Corpus", RecipeError, lambda r=recipe: lb.distill(r, tmp_path / type(r.source).__name__))
-    adapted = replace(made, student=replace(made.student, lora=lb.LoRA(4)))
-    refused("adapters are put on causal language models alone; leave out lora", RecipeError, adapted.open_pair)
-    if kind in ("bert-classes", "module"):
-        inside = replace(made, objective=Objective([lb.HiddenStates()]))
-        refused("whose layers are not compared; give an objective without HiddenStates", ModelError, inside.open_all)
-        checkpoints = replace(made, student=replace(made.student, gradient_checkpointing=True))
-        if kind == "module":
-            refused("cannot checkpoint its activations", RecipeError, checkpoints.open_pair)
-    else:
-        attending = replace(made, objective=Objective([lb.Attentions()]))
-        refused("has no attention to compare|attends in a way", ModelError, attending.open_all)
-    if kind != "t5":
-        refused("a cache keeps scores of running text; let a live teacher score", RecipeError, learner(model_of(home, kind, "student")).live.see_cacheable)
-
-
-def test_text_that_a_kind_does_not_read_is_refused(home: Path, tmp_path: Path) -> None:
-    pairs, masked = learner(model_of(home, "t5", "student")), learner(model_of(home, "bert", "student"))
-    refused("reads prompt and completion, found columns text", DataError, lambda: pairs.live.vocabulary.texts({"text": "a"}, lb.Data("x"), 99))
-    refused("reads the column text, found columns prompt", DataError, lambda: masked.live.vocabulary.texts({"prompt": "a"}, lb.Data("x"), 99))
-    several = Batch.of([Text([1, 2, 3, 4, 5], [Span(1, 2), Span(3, 5)])], "corpus")
-    refused("writes one completion, at the end", DataError, lambda: pairs.forward(several))
-    refused(
-        "Masked hides tokens from a masked model, and the student is none; give Corpus",
-        RecipeError,
-        lambda: lb.Masked(str(home / "bert.jsonl")).load(pairs.live.vocabulary, Share()),
-    )
-    refused("Masked.share is a share of the tokens", RecipeError, lambda: lb.Masked("x", share=0))
-    refused("has no mask token", VocabularyError, lambda: MaskedVocabulary(toys.tokenizer(None)))
 
 
 def test_layers_of_a_masked_model_are_those_of_transformers(home: Path) -> None:
