@@ -160,6 +160,7 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
     "uld": [{"data": "train.jsonl"}],
     "alm": [{"data": "train.jsonl"}],
     "gold": [{"prompts": "prompts.jsonl"}],
+    "distilbert": [{"data": "train.jsonl"}],
 }
 """What each named method is given beside its models."""
 

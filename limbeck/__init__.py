@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from limbeck.drafts import generate as generate
     from limbeck.endpoint import Endpoint as Endpoint
     from limbeck.errors import LimbeckError as LimbeckError
+    from limbeck.evaluate import Accuracy as Accuracy
     from limbeck.evaluate import Likelihood as Likelihood
     from limbeck.evaluate import Verified as Verified
     from limbeck.examples import read_examples as read_examples
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
     from limbeck.guidance import Itself as Itself
     from limbeck.guidance import Privileged as Privileged
     from limbeck.herding import Herding as Herding
+    from limbeck.hidden import Masked as Masked
     from limbeck.interleaved import Interleaved as Interleaved
     from limbeck.matching import DistributionMatching as DistributionMatching
     from limbeck.matching import GradientMatching as GradientMatching
     from limbeck.matching import TrajectoryMatching as TrajectoryMatching
     from limbeck.methods import alm as alm
+    from limbeck.methods import distilbert as distilbert
     from limbeck.methods import distillm as distillm
     from limbeck.methods import distillspec as distillspec
     from limbeck.methods import fitnets as fitnets
@@ -111,15 +114,16 @@ _WHERE = {
     "drafts": "generate",
     "endpoint": "Endpoint",
     "errors": "LimbeckError",
-    "evaluate": "Likelihood Verified",
+    "evaluate": "Accuracy Likelihood Verified",
     "examples": "read_examples write_examples",
     "experts": "Experts",
     "features": "Attentions HiddenStates",
     "guidance": "Guided Itself Privileged",
     "herding": "Herding",
+    "hidden": "Masked",
     "interleaved": "Interleaved",
     "matching": "DistributionMatching GradientMatching TrajectoryMatching",
-    "methods": "alm distillm distillspec fitnets gkd gkd_rl gold kd on_policy sft skd tinybert uld",
+    "methods": "alm distilbert distillm distillspec fitnets gkd gkd_rl gold kd on_policy sft skd tinybert uld",
     "networks": "ConvNet CustomNetwork MLP",
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",

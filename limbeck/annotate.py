@@ -110,6 +110,7 @@ class _Filling:
 
     def __init__(self, asked: Annotation, teacher: Local, out: Path, rows: int | None = None) -> None:
         self.asked, self.teacher, self.out = asked, teacher, out
+        teacher.opened.see_cacheable()
         self.limit = min(asked.max_tokens, teacher.opened.context)
         self.rows: Sequence[Row] = asked.data.rows()[:rows]
         self.temperatures = sorted(set(asked.temperatures)) if kept(asked.keep).tempered else [1.0]

@@ -24,12 +24,12 @@ from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
-from limbeck.places import locate
+from limbeck.places import MODULE, is_call, locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
 from limbeck.run import licences_of, named_teacher, see_recipe
-from limbeck.sources import Corpus, CustomSource
+from limbeck.sources import Corpus, CustomSource, Share
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local
 from limbeck.verifiers import Function
@@ -96,7 +96,8 @@ class _Looking:
     def named(self) -> dict[str, Student | Local]:
         """The parts that name a model of their own."""
         teacher = next((each for each in (self.recipe.teacher, *_below(self.recipe.teacher)) if isinstance(each, Local)), None)
-        return {"student": self.recipe.student} | ({"teacher": teacher} if teacher and teacher.model != "@student" else {})
+        found = {"student": self.recipe.student} | ({"teacher": teacher} if teacher and teacher.model != "@student" else {})
+        return {what: part for what, part in found.items() if not is_call(part.model)}  # a function's model is known once it is open
 
     def look(self, what: str, found: Iterable[Line]) -> None:
         """Take what is found; what is raised on the way is a problem of its own."""
@@ -121,7 +122,8 @@ class _Looking:
             self.look(what, self.model(what, part))
         if "teacher" not in self.named:
             said = named_teacher(of.teacher.described) if isinstance(of.teacher, Cached) else type(of.teacher).__name__
-            self.lines.append(Line("teacher", "the student without its adapters" if isinstance(of.teacher, Local) else said))
+            said = of.teacher.model if isinstance(of.teacher, Local) and of.teacher.model != "@student" else said
+            self.lines.append(Line("teacher", "the student without its adapters" if said == "Local" else said))
         for path in _functions(self.recipe):
             self.look(f"function {path}", _function(path))
         if self.models.keys() >= {"student", "teacher"}:
@@ -200,7 +202,7 @@ class _Looking:
         for data in self.sets:
             if _key(data) not in self.rows:
                 self.look(f"data {data.path}", (self.counted(data) for _ in [0]))
-        if self.named.keys() <= self.models.keys():
+        if "student" in self.models and not any(MODULE in each.config for each in self.models.values()) and self.named.keys() <= self.models.keys():
             self.look("vocabularies", self.vocabularies())
         if self.vocabulary is not None:
             self.lengths(self.vocabulary)
@@ -328,6 +330,8 @@ class _Looking:
 
         student, teacher, objective = self.recipe.open_all()
         drawn = Batch.of(self.texts, "corpus") if teacher.needs_rows and self.texts else None
+        if student.live.needs_rows:
+            drawn = self.recipe.source.load(student.live.vocabulary, Share(self.recipe.seed, teacher=teacher)).draw(0, student)
         yield Line("self-test", str(self_test(student, teacher, objective, self.texts, drawn)))
 
 

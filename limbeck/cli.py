@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 KNOWN = (
     "A YAML file of a recipe or of stages, or a method: sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert, "
-    "uld, alm, gold."
+    "uld, alm, gold, distilbert."
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE|METHOD", help=KNOWN)]
 TeacherName = Annotated[str | None, typer.Option("--teacher", help="For a method: hub name, folder, GGUF file or cache.")]

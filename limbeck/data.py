@@ -161,7 +161,7 @@ COLUMNS = ("messages", "conversations", "prompt", "prompt_ids", "text")
 
 def check_columns(row: Row, where: str) -> None:
     """See that a row holds text we can read."""
-    if not any(row.get(name) is not None for name in COLUMNS):
+    if not any(row.get(name) is not None for name in (*COLUMNS, "label")):  # a label: of numbers, for a classifier
         raise DataError(f"{where}: found columns {', '.join(row)}; rows need one of {', '.join(COLUMNS)}")
 
 

@@ -172,7 +172,7 @@ def _shard(module: Any, causal: Any) -> None:
     """Shard each layer by itself; embedding, head and all the rest are one group, whole from a pass's beginning to its end."""
     from torch.distributed.fsdp import fully_shard
 
-    layers = set(causal._no_split_modules or [])
+    layers = set(getattr(causal, "_no_split_modules", None) or [])
     for each in list(causal.modules()):
         if type(each).__name__ in layers:
             fully_shard(each, reshard_after_forward=True)

@@ -24,6 +24,7 @@ from limbeck.teachers import Local, Teacher
 
 if TYPE_CHECKING:
     from limbeck.models import Model
+    from limbeck.opened import OpenModel
 
 ITSELF = "@student as it is now"
 """Whose words the student's own are."""
@@ -90,7 +91,7 @@ class _Around(Teacher):
         raise NotImplementedError
 
     @property
-    def opened(self) -> "Model | None":
+    def opened(self) -> "OpenModel | None":
         """That of the teacher inside."""
         return self._inner.opened
 

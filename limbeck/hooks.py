@@ -30,7 +30,9 @@ PROVEN_BLOCKS = 8
 def layers_of(causal: Any, name: str) -> torch.nn.ModuleList:
     """The layers of a model's decoder. Raises ModelError where they are not found."""
     decoder = causal.get_decoder()
-    found = next((each for each in (getattr(decoder, "layers", None), getattr(decoder, "h", None)) if isinstance(each, torch.nn.ModuleList)), None)
+    inner = (getattr(decoder, kind, None) for kind in ("encoder", "transformer"))  # of masked models
+    places = ((decoder, "layers"), (decoder, "h"), (decoder, "block"), *((each, "layer") for each in inner))
+    found = next((each for each in (getattr(*place, None) for place in places) if isinstance(each, torch.nn.ModuleList)), None)
     if found is None:
         raise ModelError(f"{name} keeps its layers where they are not found ({type(decoder).__name__}); give an objective without layers")
     return found

@@ -23,7 +23,7 @@ from limbeck.config import import_object
 from limbeck.errors import DataError, EndpointError, ModelError, RecipeError
 from limbeck.files import write_json, write_text
 from limbeck.gguf_metadata import gguf_general
-from limbeck.places import BASE, locate
+from limbeck.places import BASE, is_call, locate
 from limbeck.privacy import expanded, shareable
 from limbeck.settings_file import yaml_of
 
@@ -60,6 +60,8 @@ def of_model(name: str, online: bool = True) -> list[Licence]:
 
     online: the hub is asked for a card that is not here. Raises ModelError for what cannot be a model.
     """
+    if is_call(name):
+        return of_function(name.partition("(")[0], "model")
     found, why = _model(name, online, frozenset())
     return found or [_unnamed("model", name, why)]
 
@@ -127,14 +129,14 @@ def _beside(place: Path, of: str) -> list[Licence]:
     return _first(_folder(folder, of), *(_named(_json(info), of, info.name) for info in saved))
 
 
-def of_function(function: str) -> list[Licence]:
-    """The licences of text that a user's own `module:function` gives: those that lie beside its module, as beside a file of text.
+def of_function(function: str, what: str = "data") -> list[Licence]:
+    """The licences of text, or of a model, that a user's own `module:function` gives: those that lie beside its module, as beside a file of text.
 
     Raises RecipeError for what cannot be imported.
     """
     import_object(function)
     file = getattr(sys.modules[function.partition(":")[0]], "__file__", None)
-    return (_beside(Path(file), f"data {function}") if file else []) or [_unnamed("data", function, NOTHING)]
+    return (_beside(Path(file), f"{what} {function}") if file else []) or [_unnamed(what, function, NOTHING)]
 
 
 def of_provider(base_url: str) -> list[Licence]:

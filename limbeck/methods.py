@@ -14,6 +14,7 @@ from limbeck.config import build
 from limbeck.divergence import JSD, ForwardKL, ReverseKL, SkewKL, TotalVariation
 from limbeck.errors import RecipeError, did_you_mean
 from limbeck.features import Attentions, HiddenStates, Map
+from limbeck.hidden import Masked
 from limbeck.interleaved import Interleaved
 from limbeck.objective import CrossEntropy, Objective, PolicyGradient, Term
 from limbeck.privacy import expanded
@@ -150,9 +151,21 @@ def _across(value: Scorer) -> Teacher:
     return value if isinstance(value, Aligned) else Aligned(Local(value) if isinstance(value, str) else value)
 
 
-METHODS: dict[str, Callable[..., Recipe]] = {
-    method.__name__: method for method in (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert, uld, alm, gold)
-}
+def distilbert(
+    student: Named, teacher: Scorer, data: Any, temperature: float = 2.0, kl: float = 5.0, mlm: float = 2.0, cosine: float = 1.0, **numbers: Any
+) -> Recipe:  # fmt: skip
+    """The three losses of DistilBERT on hidden tokens: the teacher's distributions, the text, and the direction of the last states.
+
+    `kl T^2 KL(p || q) + mlm CE + cosine HiddenStates("last", "cosine")` (arXiv 1910.01108; the weights are those of its published
+    training). Departs: 1) all three are of hidden tokens alone, where there the first and the last are of every token; 2) a student is not
+    cut from its teacher here: give one that is.
+    """
+    objective = kl * ForwardKL(temperature=temperature) + mlm * CrossEntropy() + cosine * HiddenStates("last", distance="cosine")
+    return Recipe(_student(student), Masked(data), scorer(teacher), objective, **numbers)
+
+
+_ALL = (sft, kd, gkd, on_policy, distillm, gkd_rl, skd, distillspec, fitnets, tinybert, uld, alm, gold, distilbert)
+METHODS: dict[str, Callable[..., Recipe]] = {method.__name__: method for method in _ALL}
 """By name, for the command line."""
 
 

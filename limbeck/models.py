@@ -5,14 +5,13 @@ Axes: B sequences, S padded length, N completion tokens of a batch, D hidden wid
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
 from limbeck.attention import few_places
@@ -24,6 +23,7 @@ from limbeck.insides import CLOSED, Layers
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
 from limbeck.memory import gathered, is_mixable, is_revocable, memory, shorten
+from limbeck.opened import OpenModel
 from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
 
@@ -47,24 +47,15 @@ def padded(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class Model:
-    """A causal language model that is open: weights, vocabulary and head.
+class Model(OpenModel):
+    """A causal language model: what it says of a token stands one position before it. It writes too."""
 
-    `compute` is the dtype of its arithmetic; where the weights are wider (a student's float32 masters), autocast narrows.
-    """
+    kind = "a causal language model"
+    tags: ClassVar[dict[str, str]] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
 
-    module: Any
-    vocabulary: Vocabulary
-    name: str
-    compute: torch.dtype
     head_like: Head = field(repr=False)
     proven: set[int] = field(default_factory=set[int], repr=False)
     """Layers whose attention, as it is laid open, was seen to be what the model makes of it."""
-
-    @property
-    def causal(self) -> PreTrainedModel:
-        """The transformers model itself, without adapters' wrapping."""
-        return self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module
 
     @property
     def head(self) -> Head:
@@ -79,28 +70,12 @@ class Model:
         return bool(getattr(self.causal.config.get_text_config(), "sliding_window", None))
 
     @property
-    def context(self) -> int:
-        """The longest sequence it was made for."""
-        return int(getattr(self.causal.config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    def writer(self) -> "Model":
+        """Itself."""
+        return self
 
-    @property
-    def parameters_total(self) -> int:
-        """Weights, tied ones counted once."""
-        return sum(weight.numel() for weight in self.module.parameters())
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """What it is, for the records."""
-        dtype, vocabulary = str(self.compute).removeprefix("torch."), self.vocabulary.fingerprint
-        found = {"model": self.name, "parameters": self.parameters_total, "arithmetic": dtype, "vocabulary": vocabulary}
-        rows = len(self.head.weight_VD)  # those beyond the vocabulary are padding, and cut
-        return found if rows == self.vocabulary.size else {**found, "head_rows": rows, "tokens": self.vocabulary.size}
-
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        """Run in the model's compute dtype."""
-        weights = next(self.causal.parameters()).dtype
-        narrower = weights == torch.float32 and self.compute != torch.float32
-        return torch.autocast(device().type, self.compute) if narrower else nullcontext()
+    def see_learnable(self, adapters: bool, checkpoints: bool) -> None:
+        """It can."""
 
     def forward(self, batch: Batch, opened: Layers = CLOSED) -> Outputs:
         """Hidden states [N, D] that predict each completion token, and the head they have yet to meet; layers `opened` beside them.
@@ -210,14 +185,19 @@ def open_model(name: str, opening: Opening, compute: Precision | None = None) ->
     Raises ModelError for what cannot be found or read, VocabularyError where head and tokenizer do not fit.
     """
     hold_memory()
-    _see_files(name)
-    tokenizer, module = _tokenizer(name, opening), _module(name, opening)
+    see_files(name)
+    tokenizer, module = tokenizer_of(name, opening), module_of(name, opening)
     ends = module.generation_config.eos_token_id if module.generation_config else None
     vocabulary = Vocabulary(tokenizer, frozenset([ends] if isinstance(ends, int) else ends or []))
     weights = next(module.parameters()).dtype
     dtype = precision(compute) if compute else weights
-    module = _without_dropout(module.train()) if opening.training else module.eval()
+    module = ready(module, opening)
     return Model(module, vocabulary, name, dtype, _head_like(module, vocabulary, name))
+
+
+def ready(module: Any, opening: Opening) -> Any:
+    """A module in the mode it is asked for, nothing left out by chance."""
+    return _without_dropout(module.train()) if opening.training else module.eval()
 
 
 def _without_dropout(module: Any) -> Any:
@@ -231,7 +211,7 @@ def _without_dropout(module: Any) -> Any:
 
 def open_vocabulary(name: str, opening: Opening) -> Vocabulary:
     """Only the tokenizer of a model."""
-    return Vocabulary(_tokenizer(name, opening))
+    return Vocabulary(tokenizer_of(name, opening))
 
 
 def _place(name: str) -> dict[str, str]:
@@ -250,7 +230,7 @@ def _place(name: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
 
 
-def _see_files(name: str) -> None:
+def see_files(name: str) -> None:
     """Refuse a folder that holds no model, or one only as pickles."""
     place = _place(name)
     folder = Path(place["pretrained_model_name_or_path"])
@@ -264,7 +244,8 @@ def _see_files(name: str) -> None:
         raise ModelError(f"{name} has no safetensors weights{why}")
 
 
-def _tokenizer(name: str, opening: Opening) -> Any:
+def tokenizer_of(name: str, opening: Opening) -> Any:
+    """The tokenizer of a model. Raises ModelError where it cannot be read."""
     place = _place(name)
     try:
         return AutoTokenizer.from_pretrained(**place, trust_remote_code=opening.trust_remote_code)
@@ -272,7 +253,8 @@ def _tokenizer(name: str, opening: Opening) -> Any:
         raise ModelError(_reason(name, "tokenizer", error)) from None
 
 
-def _module(name: str, opening: Opening) -> Any:
+def module_of(name: str, opening: Opening, auto: Any = AutoModelForCausalLM) -> Any:
+    """The weights of a model, as one of these classes of transformers' reads them. Raises ModelError for what is not there or not whole."""
     options: dict[str, Any] = {"dtype": precision(opening.dtype), "trust_remote_code": opening.trust_remote_code, "use_safetensors": True,
                                "output_loading_info": True, "ignore_mismatched_sizes": True}  # fmt: skip
     if opening.attention:
@@ -283,7 +265,7 @@ def _module(name: str, opening: Opening) -> Any:
     if "gguf_file" in place:
         del options["use_safetensors"]
     try:
-        module, loaded = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(**place, **options))
+        module, loaded = cast(tuple[Any, dict[str, Any]], auto.from_pretrained(**place, **options))
     except Exception as error:
         if is_out_of_memory(error):
             raise

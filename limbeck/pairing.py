@@ -15,12 +15,12 @@ def between(objective: Objective, student: Student, teacher: Teacher, seed: int)
     """
     if not objective.feature_terms:
         return objective
-    from limbeck.hooks import build_of, see_attention
+    from limbeck.hooks import see_attention
 
     mine, theirs = student.live, teacher.opened
     if theirs is None or not isinstance(teacher, Opens):
         raise RecipeError(f"{type(teacher).__name__} has no model here whose layers could be laid open; give Local(model)")
-    made = objective.load(build_of(mine.causal, mine.name), build_of(theirs.causal, theirs.name), seed)
+    made = objective.load(mine.build, theirs.build, seed)
     for model, layers in zip((mine, theirs), made.opens, strict=True):
         see_attention(model.causal, model.name, layers)
     teacher.lay_open(made.opens[1])

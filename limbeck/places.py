@@ -9,8 +9,17 @@ from limbeck.errors import ModelError
 from limbeck.privacy import expanded
 
 NOT_HERE = "give a folder, a GGUF file or a name on the hub"
+CALL = r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(\(.*\))?"
+"""How a function of the user's own that gives a torch module is named, with its settings where it takes any."""
+MODULE = "module"
+"""Where the config.json of a torch module that we saved says what function it is made by."""
 PROBES, PROBE_BYTES = 32, 2**16
 """Of a large file so many pieces are read, evenly spread: to read all of it takes as long as to load it."""
+
+
+def is_call(name: str) -> bool:
+    """Whether a model's name is that of a function that gives it: `my_module:my_function`."""
+    return re.fullmatch(CALL, name, re.DOTALL) is not None and not expanded(name).exists()
 
 
 def locate(name: str) -> Path | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import across, aligned, average, curriculum, endpoint, features, guidance, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import across, aligned, average, curriculum, endpoint, features, guidance, hidden, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
@@ -110,6 +110,8 @@ class Recipe(Part):
     def load(self, run: Run) -> tuple[Student, Teacher, Source, Objective]:
         """The four parts alive, where the run's newest checkpoint left them."""
         student, teacher, objective = self.open_all()
+        if "student" in self.source.writers or any(evaluation.writes for evaluation in self.evaluations):
+            _ = student.live.writer  # raises where it does not write
         source = self.source.load(student.live.vocabulary, Share(self.seed, run.rank, run.ranks, teacher))
         run.attach(student, source)
         run.provenance(student.live.described, teacher.described)

@@ -334,7 +334,7 @@ class Run:
         else:
             with new_folder(self.out / "student") as folder:
                 student.save(folder)
-                write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)], self.licences)))
+                write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)], self.licences, student.live.tags)))
         distributed.wait()
 
 
@@ -349,13 +349,15 @@ def licences_of(out: Path, recipe: Any) -> dict[str, list[Licence]]:
     return found
 
 
-def model_card(recipe: Any, figures: dict[str, Any], licences: dict[str, list[Licence]]) -> str:
+def model_card(recipe: Any, figures: dict[str, Any], licences: dict[str, list[Licence]], tags: dict[str, str]) -> str:
     """What a reader of the student's folder should know, in the hub's format; the student comes under all that it was made of."""
     found = list(dict.fromkeys(each for several in licences.values() for each in several))
     rows = [f"| {name} | {key} | {value:.4g} |" for name, found in figures.items() for key, value in found.items() if isinstance(value, float)]
     table = "\n".join(["| evaluation | figure | value |", "|---|---|---|", *rows]) if rows else "None was asked for."
-    tags = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation", "limbeck"]}
-    head, made = yaml_of(tags | front_matter(found)).rstrip(), f"## How it was made\n\n```yaml\n{to_yaml(recipe).rstrip()}\n```"
+    head, made = (
+        yaml_of(tags | {"tags": ["distillation", "limbeck"]} | front_matter(found)).rstrip(),
+        f"## How it was made\n\n```yaml\n{to_yaml(recipe).rstrip()}\n```",
+    )
     return f"---\n{head}\n---\n# A distilled student\n\n{made}\n\n## Evaluation\n\n{table}\n\n{section(found)}"
 
 

@@ -29,7 +29,7 @@ from limbeck.teachers import Local, Teacher
 from limbeck.vocabulary import PROBE, PROBE_TEXT, Vocabulary
 
 if TYPE_CHECKING:
-    from limbeck.models import Model
+    from limbeck.opened import OpenModel
 
 TOKENS = 24
 """Of each text: three texts are fewer than 100 tokens, and their logits in float64 are small."""
@@ -64,15 +64,15 @@ class SelfTest:
 def self_test(student: Student, teacher: Teacher, objective: Objective, texts: Sequence[Text] = (), drawn: Batch | None = None) -> SelfTest:
     """Test a run's numbers on a few rows of `texts` and of our own: one forward pass each of student and teacher, nothing changed.
 
-    drawn: what the source drew; where it is given its shortest sequence is taken, whole, in place of ours: for a teacher that
-    can be asked about rows of the data alone. Raises RecipeError where the teacher teaches nothing, LimbeckError where the
+    drawn: what the source drew; where it is given its shortest sequences are taken, whole, in place of ours, one at least: for a model
+    that can be asked about rows of the data alone. Raises RecipeError where the teacher teaches nothing, LimbeckError where the
     numbers are not those of the formulas.
     """
     whole = drawn if drawn is not None and len(drawn) else None
-    batch = _batch(student.live.vocabulary, texts) if whole is None else _by_everybody(whole.select([int(whole.lengths_B.argmin())]))
+    batch = _batch(student.live.vocabulary, texts) if whole is None else _by_everybody(whole.select(_shortest(whole)))
     (said,) = teacher.score([batch])
 
-    def look(model: "Model") -> SelfTest:
+    def look(model: "OpenModel") -> SelfTest:
         outputs = model.forward(batch, objective.opens[0])
         testing = _Testing(_detached(outputs), said, batch)
         _inside(outputs, said, objective)
@@ -114,6 +114,12 @@ def _batch(vocabulary: Vocabulary, texts: Sequence[Text]) -> Batch:
     own = [PROBE_TEXT, *([vocabulary.chat(PROBE)] if vocabulary.has_template else [])]
     rows = [vocabulary.ids(text)[:TOKENS] for text in own] + [text.tokens[:TOKENS] for text in texts[:1]]
     return _by_everybody(Batch.of([Text(ids, [Span(1, len(ids))]) for ids in rows if len(ids) > 1], "student"))
+
+
+def _shortest(batch: Batch) -> list[int]:
+    """The shortest sequence, and the next ones as long as all together have few tokens."""
+    order_B = batch.lengths_B.argsort(stable=True)
+    return order_B[: max(1, int((batch.lengths_B[order_B].cumsum(0) <= TOKENS).sum()))].tolist()
 
 
 def _by_everybody(batch: Batch) -> Batch:

@@ -18,22 +18,24 @@ from limbeck.machine import Opening, Precision, device
 from limbeck.objective import Objective
 from limbeck.optimizer import AdamW
 from limbeck.targets import Targets
-from limbeck.vocabulary import Vocabulary, prove_equal
+from limbeck.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
 if TYPE_CHECKING:
     from limbeck.loss import Outputs
     from limbeck.models import Model
+    from limbeck.opened import OpenModel
     from limbeck.pen import Pen
     from limbeck.shadow import Shadow
 
 
 @part
 class Student(Part):
-    """A causal language model that learns.
+    """A model that learns: a causal language model, a classifier, a masked or a sequence-to-sequence model.
 
-    model: hub name or folder. dtype: of its arithmetic ("auto": bfloat16 where the processor gains by it); its masters
+    model: hub name or folder, or `module:function` that gives a torch module. dtype: of its arithmetic ("auto": bfloat16 where the processor
+    gains by it); its masters
     are float32. lora: train adapters instead of the weights. quantization: of the frozen weights below adapters.
     chat_template: "own", or "teacher" to render by the teacher's; a student without one always takes the teacher's.
     Dropout is off: a divergence is measured against what the student says, not against noise.
@@ -68,13 +70,14 @@ class Student(Part):
 
     def load(self, steps: int) -> Self:
         """The student alive: weights open, ready for `steps` steps."""
-        from limbeck.models import open_model
+        from limbeck.kinds import open_kind
         from limbeck.pen import Pen
 
         made = self.fresh()
         training = self.gradient_checkpointing or self.quantization is not None
         opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
-        made._open, made._steps = open_model(self.model, opening, self.dtype), steps
+        made._open, made._steps = open_kind(self.model, opening, self.dtype), steps
+        made._open.see_learnable(self.lora is not None, self.gradient_checkpointing)
         if self.lora and is_sharded():
             raise RecipeError("a student with adapters cannot be sharded; launch without --use_fsdp, or drop lora")
         if self.lora:
@@ -86,7 +89,7 @@ class Student(Part):
         return made
 
     @property
-    def live(self) -> "Model":
+    def live(self) -> "OpenModel":
         """The open model."""
         assert self._open is not None, "this student is only its settings; load() it"
         return self._open
@@ -115,7 +118,7 @@ class Student(Part):
     def aside(self, pen: "Pen") -> Self:
         """One that writes with the weights as they are now, copied into a pen of its own, whatever is learnt meanwhile. It cannot learn."""
         made = self.fresh()
-        made._open, made._pen, made._steps = pen.of(self.live), pen, self._steps
+        made._open, made._pen, made._steps = pen.of(self.live.writer), pen, self._steps
         return made
 
     def shadow(self, decay: float) -> "Shadow":
@@ -136,7 +139,7 @@ class Student(Part):
     def share_vocabulary(self, theirs: Vocabulary) -> None:
         """Prove that student and teacher mean the same by a token, the template taken first."""
         if self.live.vocabulary is not theirs:
-            prove_equal(self.take_template(theirs.tokenizer.chat_template, theirs.end_ids), theirs)
+            self.take_template(theirs.template, theirs.end_ids).prove_equal(theirs)
 
     def learn(self, batch: Batch, said: Targets, objective: Objective, scale: float, last: bool = True) -> dict[str, Tensor]:
         """Forward, objective and backward of one pass: adds `scale * sum` to the gradient; returns nats [N] by term.
@@ -145,7 +148,7 @@ class Student(Part):
         """
         from limbeck.loss import pass_loss
 
-        def work(model: "Model") -> tuple[Tensor, dict[str, Tensor]]:
+        def work(model: "OpenModel") -> tuple[Tensor, dict[str, Tensor]]:
             outputs = model.forward(batch, objective.opens[0])
             loss, nats = pass_loss(outputs, said, batch, objective, scale)
             if ranks() > 1 and not objective.row_terms:
@@ -160,7 +163,7 @@ class Student(Part):
         """Drop the gradient gathered since the last step."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def run(self, work: "Callable[[Model], T]") -> T:
+    def run(self, work: "Callable[[OpenModel], T]") -> T:
         """Something done with the model in a pass of it, and nothing learnt; every rank must do it."""
         with torch.no_grad():
             return self._passes.run(work)
@@ -182,7 +185,8 @@ class Student(Part):
 
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with all weights as they are now, rounded where its arithmetic is narrower: writing. Every rank must do it."""
-        return self._passes.run_whole(work) if is_sharded() else work(self._pen.of(self.live))
+        writer = self.live.writer
+        return self._passes.run_whole(work) if is_sharded() else work(self._pen.of(writer))
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""
@@ -215,9 +219,9 @@ class Student(Part):
             return
         if self.lora and not self.quantization:
             save_folded(module, folder)
+            self.live.vocabulary.tokenizer.save_pretrained(folder)
         else:
-            module.save_pretrained(folder, state_dict=whole)
-        self.live.vocabulary.tokenizer.save_pretrained(folder)
+            self.live.save(folder, whole)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""
@@ -250,6 +254,6 @@ def _where(nats: dict[str, Tensor], batch: Batch) -> str:
 
 
 @contextmanager
-def _without_adapters(model: "Model") -> Any:
+def _without_adapters(model: "OpenModel") -> Any:
     with model.module.disable_adapter():
         yield

@@ -31,6 +31,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from limbeck.cache import Manifest
     from limbeck.models import Model
+    from limbeck.opened import OpenModel
 
 
 class Teacher(Licensed, ABC):
@@ -71,7 +72,7 @@ class Teacher(Licensed, ABC):
         return frozenset({"usd", "flops"})
 
     @property
-    def opened(self) -> "Model | None":
+    def opened(self) -> "OpenModel | None":
         """Its model, where it has one on this machine."""
         return None
 
@@ -120,7 +121,7 @@ class Silent(Teacher):
 
 @part
 class Local(Opens, Teacher):
-    """A causal language model on this machine, by hub name, folder or GGUF file.
+    """A model on this machine, by hub name, folder, GGUF file, or `module:function` that gives a torch module.
 
     "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it.
     """
@@ -147,7 +148,7 @@ class Local(Opens, Teacher):
 
     def load(self, student: Student | None) -> Self:
         """Open the model, unless it is the student's own; a teacher alone needs no student."""
-        from limbeck.models import open_model
+        from limbeck.kinds import open_kind
 
         made = self.fresh()
         if self.model == "@student":
@@ -155,7 +156,7 @@ class Local(Opens, Teacher):
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
-            made._open = open_model(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
+            made._open = open_kind(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
             made._passes = Passes(made._open, learns=False)
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
@@ -172,7 +173,7 @@ class Local(Opens, Teacher):
         return frozenset({"flops"})
 
     @property
-    def opened(self) -> "Model":
+    def opened(self) -> "OpenModel":
         """The open model."""
         assert self._open is not None, "this teacher is only its settings; load() it"
         return self._open
@@ -207,13 +208,13 @@ class Local(Opens, Teacher):
 
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with the model, all its weights here; every rank must do it."""
-        return self._passes.run_whole(work)
+        return self._passes.run_whole(lambda model: work(model.writer))
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Written here, many side by side."""
         from limbeck.writer import answers
 
-        return answers(self.opened, questions, sampling, purse, told)
+        return answers(self.opened.writer, questions, sampling, purse, told)
 
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """Every outcome's probability, as hidden states and a head; what this teacher already said is not said again."""
@@ -285,6 +286,7 @@ class Cached(Teacher):
         """Open the cache, and see that it means the same by a token as the student."""
         from limbeck.cache import Cache, folders
 
+        student.live.see_cacheable()
         made, traits = self.fresh(), self._manifest.vocabulary
         mine = student.take_template(traits["template"], frozenset(traits["end_ids"]))
         prove_traits(mine, traits)

@@ -24,7 +24,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     with Run(out, recipe) as run:
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0 and not run.finished:
-            self_test(student, teacher, objective, drawn=_first(source, student) if teacher.needs_rows else None)
+            self_test(student, teacher, objective, drawn=_first(source, student) if teacher.needs_rows or student.live.needs_rows else None)
         look(run, student, teacher)  # before all, or where a stop left it
         for step in run.steps(recipe.steps):
             batch = source.draw(step, student)  # who writes

@@ -25,6 +25,9 @@ PROBE_TEXT = "Ünïcode, naïve 東京 😀\n\tdef f(x): return x**2  # 3.14159 
 class Vocabulary:
     """A transformers tokenizer with its chat template and its end tokens."""
 
+    outcomes = "tokens"
+    """What its numbers stand for."""
+
     def __init__(self, tokenizer: Any, end_ids: frozenset[int] = frozenset()) -> None:
         self.tokenizer = tokenizer
         self._given_end_ids = end_ids
@@ -40,9 +43,24 @@ class Vocabulary:
         return max(self.map.values()) + 1
 
     @property
+    def template(self) -> str | None:
+        """How dialogues are rendered."""
+        return self.tokenizer.chat_template
+
+    @property
     def has_template(self) -> bool:
         """Whether prompts can be rendered as a chat."""
-        return bool(self.tokenizer.chat_template)
+        return bool(self.template)
+
+    def prove_equal(self, theirs: "Vocabulary") -> None:
+        """See that a teacher with this vocabulary means the same as a student with ours. Raises VocabularyError."""
+        if self.outcomes != theirs.outcomes:
+            raise VocabularyError(f"the student tells {self.size:,} {self.outcomes} apart and the teacher {theirs.size:,} {theirs.outcomes}; "
+                                  "give two models of one kind")  # fmt: skip
+        self._prove_same(theirs)
+
+    def _prove_same(self, theirs: "Vocabulary") -> None:
+        prove_equal(self, theirs)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

@@ -115,6 +115,7 @@ METHODS = {
     "uld": {"teacher": "t", "data": "a.jsonl", "weight": 0.5},
     "alm": {"teacher": "t", "data": "a.jsonl"},
     "gold": {"teacher": "t", "prompts": "p.jsonl", "data": "a.jsonl"},
+    "distilbert": {"teacher": "t", "data": "a.jsonl", "mlm": 1.0},
 }
 
 

@@ -36,6 +36,11 @@ class Evaluation(Part, ABC):
 
     name: str = "evaluation"
 
+    @property
+    def writes(self) -> bool:
+        """Whether the student is to write for it."""
+        return False
+
     @abstractmethod
     def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
         """Figures by name; `samples`, where there are any, is a list of texts."""
@@ -61,6 +66,11 @@ class Likelihood(Evaluation):
     def __post_init__(self) -> None:
         if min(self.rows, self.max_tokens, self.tokens_per_pass) < 1 or self.samples < 0:
             raise RecipeError(f"evaluation {self.name}: rows, max_tokens and tokens_per_pass must be at least 1, samples at least 0")
+
+    @property
+    def writes(self) -> bool:
+        """On its own text."""
+        return self.own_text
 
     def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
         """Measure; `kl_nats` is KL(teacher || student), `reverse_kl_nats` the other, `ce_nats` on the tokens of the text."""

@@ -40,6 +40,11 @@ class Verified(Evaluation):
         if self.each > 1 and self.sampling.temperature == 0:
             raise RecipeError(f"evaluation {self.name}: {self.each} greedy answers to a prompt are one; give sampling a temperature, or each: 1")
 
+    @property
+    def writes(self) -> bool:
+        """Answers, always."""
+        return True
+
     def run(self, student: Student, teacher: Teacher) -> dict[str, Any]:
         """Figures: `reward`, `right` (the share of answers above the bound), `pass@k`, `cut` (the share that max_tokens ended)."""
         rewards, texts, cut = self._answered(student)
