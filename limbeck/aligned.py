@@ -19,7 +19,7 @@ from limbeck.teachers import Local, Teacher
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from limbeck.models import Model
+    from limbeck.opened import OpenModel
 
 SAYS = SPANS | PAIRS
 
@@ -78,7 +78,7 @@ class Aligned(Teacher):
         return self.teacher.units
 
     @property
-    def opened(self) -> "Model | None":
+    def opened(self) -> "OpenModel | None":
         """That of the teacher inside."""
         return self.teacher.opened
 

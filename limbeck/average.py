@@ -12,7 +12,7 @@ from limbeck.targets import Dense, Targets
 from limbeck.teachers import Teacher
 
 if TYPE_CHECKING:
-    from limbeck.models import Model
+    from limbeck.opened import OpenModel
 
 AVERAGE = "@student on average"
 """Whose words those of an average are."""
@@ -47,7 +47,7 @@ class Average(Teacher):
         return AVERAGE
 
     @property
-    def opened(self) -> "Model | None":
+    def opened(self) -> "OpenModel | None":
         """The averaged model."""
         return self._shadow.model if self._shadow else None
 

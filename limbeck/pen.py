@@ -2,10 +2,14 @@
 
 import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from limbeck.models import Model
+from limbeck.opened import OpenModel
+
+Open = TypeVar("Open", bound=OpenModel)
 
 
 class Pen:
@@ -39,7 +43,7 @@ def _is_wider(model: Model) -> bool:
     return kinds != {model.compute} and all(kind.is_floating_point for kind in kinds)
 
 
-def copied(model: Model, dtype: torch.dtype | None) -> Model:
+def copied(model: Open, dtype: torch.dtype | None) -> Open:
     """A copy whose weights have this dtype, each its own where none is given; weights that stay as they are are the model's."""
     still = {id(weight): weight for weight in model.module.parameters() if not weight.requires_grad and dtype in (None, weight.dtype)}
     made = copy.deepcopy(model.module, still).requires_grad_(False)

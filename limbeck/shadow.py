@@ -5,7 +5,7 @@ from torch import Tensor
 
 from limbeck.distributed import is_sharded
 from limbeck.errors import RecipeError
-from limbeck.models import Model
+from limbeck.opened import OpenModel
 from limbeck.pen import copied
 
 
@@ -16,7 +16,7 @@ class Shadow:
     alike, as the models do. Raises RecipeError where ranks hold shares of the model.
     """
 
-    def __init__(self, model: Model, decay: float) -> None:
+    def __init__(self, model: OpenModel, decay: float) -> None:
         if is_sharded():
             raise RecipeError("the moving average of a student that ranks share is not kept; launch without --use_fsdp, or take another teacher")
         self.model, self.decay = copied(model, None), decay
