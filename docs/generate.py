@@ -253,6 +253,7 @@ def block(name: str) -> str:
         "cache_students": measured.cache_students, "writing": measured.writing, "endpoint_agreement": measured.endpoint_agreement,
         "across_tokenizers": measured.across_tokenizers, "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers,
+        "digits": measured.digits,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
