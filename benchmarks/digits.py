@@ -33,10 +33,10 @@ from limbeck.machine import Opening
 
 RESULTS = Path(__file__).parent / "results"
 TEST, LEARN, CHOOSE = 597, 900, 300
-STEPS, ROWS = 600, 64
+STEPS, ROWS = 1500, 64
 SEEDS, TRIED_SEEDS = (0, 1, 2, 3, 4), (100, 101, 102)
 TEMPERATURES = (1.0, 2.0, 4.0, 10.0, 20.0)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 ALPHA = 0.1
 TEACHERS = 5
 GENERATIONS = 3

@@ -306,3 +306,24 @@ def _flops_times_bonus(each: dict[str, Any], parameters: dict[str, int]) -> floa
     counted = each["steps"] * parameters["student"] + each["rows"] * parameters["teacher"]
     told = each["steps"] / each["steps_times_bonus"] * parameters["student"] + each["rows"] / each["rows_times_bonus"] * parameters["teacher"]
     return counted / told
+
+
+def digits() -> str:
+    """What teaching a small net of digits was worth."""
+    found, of = results("digits"), results("digits")["settings"]
+
+    def between(each: dict[str, Any], value: str, interval: str, sign: str = "") -> str:
+        return f"{each[value]:{sign}.2f} ({each[interval][0]:{sign}.2f} to {each[interval][1]:{sign}.2f})" if value in each else ""
+
+    plain = {name: each for name, each in found["arms"].items() if ":" not in name}
+    rows = [[name, between(each, "mean", "interval"), between(each, "fewer_than_alone", "fewer_interval", "+")] for name, each in plain.items()]
+    kinds = ["no 3s, alone", "no 3s, taught", "all digits, scores alone"]
+    columns = ["right_of_left_out", "right_once_raised", "errors", "errors_once_raised"]
+    never = [[kind, *(between(found["arms"][f"{kind}: {name}"], "mean", "interval") for name in columns)] for kind in kinds]
+    rates = ", ".join(f"{rate:g} at T={t}" for t, rate in of["taught_rates"].items())
+    said = (f"{of['learn']} images to learn from, {of['test']} to test on, {of['steps']} steps of {of['rows']} rows, {len(of['seeds'])} seeds. "
+            f"Chosen on other {of['choose']}, with other seeds: learning rate {of['rate']['teacher']:g} of teachers, "
+            f"{of['rate']['alone']:g} alone, {rates}; T={of['temperature']:g} for ensemble, generations and 3s.")  # fmt: skip
+    tables = [table(["net", "test errors, per cent", "fewer than alone by"], rows),
+              table(["learnt from", "3s told rightly, per cent", "once the logit of 3 is raised", "all errors", "then"], never)]  # fmt: skip
+    return "\n\n".join([*tables, said, _machine(found)])

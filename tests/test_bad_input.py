@@ -99,7 +99,7 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
         "evaluation": (heldout("data: train.jsonl, row: 1"), 'Likelihood has no setting "row"; did you mean "rows"?'),
         "name": (kd("objective=ReversKL"), 'there is no Part "ReversKL"; did you mean "ReverseKL"?'),
         "kind": (kd("teacher=Corpus('train.jsonl')"), "a Teacher was asked for, found Corpus("),
-        "typeless": (kd("source={sequences: 4}"), "a Source needs its type; one of: Corpus, Curriculum, CustomSource, Interleaved, Mix, "),
+        "typeless": (kd("source={sequences: 4}"), "a Source needs its type; one of: Corpus, Curriculum, CustomSource, Interleaved, Masked, Mix, "),
     },
     "type": {
         "word": (kd("steps=many"), "Recipe.steps: input should be a valid integer, unable to parse string as an integer, found 'many'"),
