@@ -1,6 +1,6 @@
 """scikit-learn's digits made small: 1 and 10 examples of each class, by three ways to match, against real ones, at random and herded.
 
-    OMP_NUM_THREADS=1 python benchmarks/digits_condense.py --work /tmp/digits
+    OMP_NUM_THREADS=1 python benchmarks/digits_condense.py --work FOLDER
 
 997 of the 1,797 pictures (8 x 8) are made small, 500 test; the other 300 chose the settings below, and test nothing. A seed draws
 the start, all networks and all batches; of each product `FRESH` networks that were never seen learn, all in the same way, a ConvNet
