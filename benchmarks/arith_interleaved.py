@@ -8,9 +8,10 @@ likeliest (SKD). The bad start can hardly answer anything, the good one is the s
 temperature 1 whose sum is right, is looked at along the way; at the end every student is measured as a draft of its teacher too:
 acceptance is the mean of sum min(p, q) over the tokens of the teacher's answers to the test's problems. K, learning rates and the count of
 problems were chosen by `arith_interleaved_grid.py`, on development problems and with another seed; gamma, on which the distribution of
-the text does not depend, is 2, which takes few passes where texts are this short.
+the text does not depend, is 2, which takes few passes where texts are this short. 256 problems were settled on after 2,000, on which SKD
+was not ahead in the one run of each; with the figures of development those of the test with that seed were seen. So both counts are run.
 Published: from a bad start SKD is above supervised and supervised above on-policy; from a good one on-policy catches up.
-A seed is other problems, other text and another order. Writes `arith_interleaved.json`, `arith_interleaved_bad.svg` and `_good.svg`.
+A seed is other problems, other text and another order. Writes `arith_interleaved.json` and a plot for each start.
 """
 
 from dataclasses import asdict, dataclass
@@ -43,7 +44,11 @@ class Setting:
         return range(0, self.steps + 1, self.steps // 4)
 
 
-STARTS = {"bad start": Setting("infant", 3e-3, 1), "good start": Setting("student", 1e-3, 1)}
+STARTS = {
+    "bad start": Setting("infant", 3e-3, 1),
+    "bad start, many problems": Setting("infant", 3e-3, 1, problems=2000, steps=200),
+    "good start": Setting("student", 1e-3, 1),
+}
 ARMS = [f"{start}: {way}" for start in STARTS for way in WAYS]
 
 
@@ -75,6 +80,11 @@ def looked(step: int) -> str:
     return f"reward at {step}"
 
 
+def short(start: str) -> str:
+    """For the name of a file."""
+    return start.replace(" start", "").replace(", ", "_").replace(" ", "_")
+
+
 def accepted(lab: Lab, draft: Any) -> float:
     """Of its proposals, how many the teacher would accept on its own answers to the test's problems, at temperature 1."""
     teacher, sampling = opened(lab.model(TEACHER)), lb.Sampling(max_tokens=answer_tokens(SHORT))
@@ -97,7 +107,7 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
             orders[f"{start}: {more} less {less}"] = {figure: difference(arms, f"{start}: {more}", f"{start}: {less}", figure) for figure in figures}
         lines = {way: [point(step, means[arm][looked(step)]) for step in setting.looks] for way in WAYS if (arm := f"{start}: {way}") in means}
         if lines:
-            draw(f"{lab.name}_{start.split()[0]}", plot(lines, "steps", "reward", f"From a {start}, forward KL, by who writes"))
+            draw(f"{lab.name}_{short(start)}", plot(lines, "steps", "reward", f"From a {start}, forward KL, by who writes"))
     before = {start: accepted(lab, opened(lab.model(setting.role))) for start, setting in STARTS.items()}
     settings = {"sequences": SEQUENCES, "gamma": GAMMA, "teacher": TEACHER, "starts": {start: asdict(setting) for start, setting in STARTS.items()}}
     publish(lab.name, {"settings": settings, "cast": lab.cast(), "acceptance_before": before, "orders": orders, "summary": means, "arms": arms})

@@ -113,23 +113,26 @@ def grid() -> str:
     return table(["method", "learning rate", "problems of a step x answers", "GFLOPs", "reward at the end, %", "chosen"], rows)
 
 
+SHARES = ("a quarter", "half", "three quarters", "all")
+"""Of a run's steps, at which rewards are looked at."""
+
+
 def interleaved() -> str:
-    """SKD, supervised and on-policy text, from either start."""
+    """SKD, supervised and on-policy text, from each start."""
     found = results("arith_interleaved")
     rows = [
-        [*arm.split(": "), str(each["seeds"]), *(_percent(each[name]) for name in (*_rewards(each), "pass@1", "accuracy", "acceptance"))]
+        [*arm.split(": "), str(each["seeds"]), *(_percent(each[name]) for name in (*_rewards(each), "pass@1", "sound", "accuracy", "acceptance"))]
         for arm, each in found["summary"].items()
     ]
-    looks = [f"{name}, %" for name in _rewards(next(iter(found["summary"].values())))]
-    return table(["start", "text", "seeds", *looks, "reward of more draws, %", "greedy, %", "accepted as a draft, %"], rows)
+    looks = [f"reward after {share}, %" for share in SHARES]
+    return table(["start", "text", "seeds", *looks, "reward of more draws, %", "greedy and sound, %", "greedy, %", "accepted as a draft, %"], rows)
 
 
 def interleaved_orders() -> str:
     """How far apart they are, seed by seed."""
     orders = {what: by for what, by in results("arith_interleaved")["orders"].items() if by["pass@1"]["seeds"]}
-    looks = _rewards(next(iter(orders.values())))
-    rows = [[what, *(_points(by[name]) for name in (*looks, "pass@1", "acceptance"))] for what, by in orders.items()]
-    return table(["points of", *looks, "reward of more draws", "accepted as a draft"], rows)
+    rows = [[what, *(_points(by[name]) for name in (*_rewards(by), "pass@1", "acceptance"))] for what, by in orders.items()]
+    return table(["points of", *(f"reward after {share}" for share in SHARES), "reward of more draws", "accepted as a draft"], rows)
 
 
 def _rewards(each: dict[str, Any]) -> list[str]:
