@@ -29,7 +29,7 @@ import limbeck as lb
 from limbeck.corpus import Order, write_corpus
 from limbeck.data import Data, Row
 from limbeck.errors import LimbeckError
-from limbeck.evaluate.likelihood import interval
+from limbeck.evaluate.statistics import interval
 from limbeck.files import new_folder, read_jsonl, write_json, write_text
 from limbeck.quickstart import HELDOUT, PROMPTS, converted, packaged_teacher
 

@@ -37,7 +37,8 @@ from limbeck.annotate import Annotation, annotate
 from limbeck.batch import Batch, Text
 from limbeck.cache import Cache
 from limbeck.config import live
-from limbeck.evaluate.likelihood import RESAMPLES, interval, measured
+from limbeck.evaluate.likelihood import measured
+from limbeck.evaluate.statistics import RESAMPLES, interval
 from limbeck.files import read_json, write_json, write_text
 from limbeck.loss import Outputs, slices
 from limbeck.student import Student

@@ -26,7 +26,7 @@ import limbeck as lb
 from limbeck.batch import Batch
 from limbeck.data import Data
 from limbeck.decoding import write
-from limbeck.evaluate.likelihood import interval
+from limbeck.evaluate.statistics import interval
 from limbeck.files import write_json, write_jsonl, write_text
 from limbeck.machine import Opening
 from limbeck.models import open_model

@@ -2,16 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limbeck.cli_evaluate import evaluate
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
+from limbeck.terminal import show_table as _table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from rich.text import Text
+    from collections.abc import Callable
 
     from limbeck.pipeline import Plan
 
@@ -105,61 +105,7 @@ def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None
     return accepting(made, accepted or [])
 
 
-@app.command()
-def evaluate(
-    data: Annotated[str, typer.Option(help="Held-out text, or prompts (JSONL, Parquet, hub name).")],
-    student: Annotated[str | None, typer.Option(help="Hub name or folder.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Hub name, folder, GGUF file or cache; without one, cross-entropy alone.")] = None,
-    own_text: Annotated[bool, typer.Option("--own-text", help="Let the student answer the prompts, and measure on that.")] = False,
-    acceptance: Annotated[bool, typer.Option("--acceptance", help="Measure how well --draft serves --target: acceptance, costs, speed.")] = False,
-    show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Print text of the pair, what was proposed in colour.")] = False,
-    target: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
-    draft: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
-    gamma: Annotated[int | None, typer.Option(help="For drafts: tokens proposed at once; by default what pays best.")] = None,
-    temperature: Annotated[float, typer.Option(help="For drafts: in service; 0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="For drafts: in service.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="For drafts: of an answer.")] = 64,
-    dtype: Annotated[str, typer.Option(help="For drafts: of their arithmetic: auto, float32 or bfloat16.")] = "auto",
-    rows: Annotated[int, typer.Option(help="How many rows to take.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON; of drafts a plot beside it.")] = None,
-) -> None:  # fmt: skip
-    """Measure how far a student is from its teacher on held-out text: KL both ways, perplexity; or how well a draft serves its target."""
-    if acceptance or show_drafts or target or draft:
-        from limbeck.decoding import Sampling
-        from limbeck.drafts import evaluate_pair
-
-        if not (target and draft) or student or teacher:
-            raise RecipeError("drafts are evaluated in pairs: give --target and --draft, and neither --student nor --teacher")
-        chosen, precision = Sampling(max_tokens, temperature, top_p), cast(Any, dtype)
-        found = evaluate_pair(target, draft, data, rows, chosen, precision, gamma, acceptance or not show_drafts, show_drafts, out)
-        for prompt, text in found.texts:
-            _table(["", prompt], [["", text]])
-        if found.rows:
-            _table(["figure", "value", ""], found.rows)
-        return print("\n".join(found.words))
-    if student is None:
-        raise RecipeError("evaluate needs --student, or --target and --draft")
-    _evaluate_student(student, data, teacher, own_text, rows, out)
-
-
-def _evaluate_student(student: str, data: str, teacher: str | None, own_text: bool, rows: int, out: Path | None) -> None:
-    from limbeck.data import Data
-    from limbeck.evaluate import Likelihood
-    from limbeck.files import write_json
-    from limbeck.methods import scorer
-    from limbeck.recipe import Recipe
-    from limbeck.sources import Corpus
-    from limbeck.student import Student
-    from limbeck.teachers import Silent
-
-    judge = scorer(teacher) if teacher else Silent()
-    pair = Recipe(Student(student), Corpus([Data(data)]), judge)
-    live_student, live_teacher = pair.open_pair()
-    found = Likelihood([Data(data)], rows=rows, own_text=own_text).run(live_student, live_teacher)
-    figures = {key: value for key, value in found.items() if key != "samples"}
-    _table(["figure", "value", "95 % interval"], [_figure_row(figures, key) for key in figures if not key.endswith("_interval")])
-    if out:
-        write_json(out, figures)
+app.command()(evaluate)
 
 
 @app.command()
@@ -332,23 +278,6 @@ def quickstart(
     for sample in table["samples"]:
         _table(["", sample["prompt"]], [[who, text] for who, text in sample["completions"].items()])
     print(f"student: {out / '2-own-answers' / 'student'}\nreport:  {out / 'report.html'}")
-
-
-def _figure_row(figures: dict[str, Any], key: str) -> list[str]:
-    low_high = figures.get(f"{key}_interval")
-    value = figures[key]
-    return [key, f"{value:.4f}" if isinstance(value, float) else str(value), f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""]
-
-
-def _table(columns: list[str], rows: "Sequence[Sequence[str | Text]]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    Console().print(table)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     set(rooms.split())
     for rooms in (
-        "config errors files gguf_metadata interrupt lazy places privacy progress settings_file shards",
+        "config errors files gguf_metadata interrupt lazy places privacy progress settings_file shards terminal",
         "alignment answers batch blend data examples head insides labels ledger licences licensed masking pieces "
         "prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",
@@ -19,7 +19,7 @@ FLOORS = [
         "judges matching pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate instruct methods ordered pipeline recipe selftest shrink stages train",
-        "__main__ check check_stages cli quickstart report sweep",
+        "__main__ check check_stages cli cli_evaluate quickstart report sweep transfer",
     )
 ]
 """From the bottom to the top."""

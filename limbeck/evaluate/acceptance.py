@@ -14,7 +14,7 @@ import numpy as np
 from limbeck.batch import Batch, Text
 from limbeck.decoding import Sampling, Written, weights, write
 from limbeck.errors import RecipeError
-from limbeck.evaluate.likelihood import interval
+from limbeck.evaluate.statistics import interval
 from limbeck.lazy import torch
 from limbeck.models import Model
 from limbeck.progress import Progress

@@ -10,7 +10,8 @@ from limbeck.config import part
 from limbeck.data import Pool
 from limbeck.distributed import evenly, rank, ranks
 from limbeck.errors import DataError, RecipeError
-from limbeck.evaluate.likelihood import Evaluation, all_ranks, interval
+from limbeck.evaluate.likelihood import Evaluation, all_ranks
+from limbeck.evaluate.statistics import interval
 from limbeck.lazy import Tensor, torch
 from limbeck.sources import DataSets
 from limbeck.student import Student

@@ -1,7 +1,7 @@
 """How likely text is to a student, and how far its next-token distributions are from its teacher's.
 
 Axes: B sequences, N completion tokens. Figures are sums over tokens divided once by their count; intervals are of the
-percentile bootstrap over sequences (tokens of one sequence are not independent).
+bootstrap over sequences (tokens of one sequence are not independent).
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +18,7 @@ from limbeck.decoding import Sampling
 from limbeck.distributed import evenly, gathered, rank, ranks
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import DataError, RecipeError
+from limbeck.evaluate.statistics import interval
 from limbeck.lazy import torch
 from limbeck.objective import FULL, CrossEntropy, Objective, Term
 from limbeck.progress import Progress
@@ -27,7 +28,6 @@ from limbeck.targets import Targets
 from limbeck.teachers import Teacher
 from limbeck.vocabulary import Vocabulary
 
-RESAMPLES = 2000
 T = TypeVar("T")
 
 
@@ -151,14 +151,6 @@ def _figures(sums_B: list[dict[str, float]]) -> dict[str, Any]:
         figures[f"{KEYS[term]}_interval"] = interval(term_B, counts_B)
     figures["perplexity"] = float(np.exp(figures["ce_nats"]))
     return figures
-
-
-def interval(sums_B: Sequence[float], counts_B: Sequence[float], seed: int = 0) -> list[float]:
-    """95 % percentile bootstrap of sum / count, over sequences."""
-    sums, counts = np.asarray(sums_B), np.asarray(counts_B)
-    chosen = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
 
 
 def _sample(text: Text, vocabulary: Vocabulary) -> dict[str, str]:

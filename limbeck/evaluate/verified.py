@@ -9,7 +9,8 @@ from limbeck.data import Pool, asked_of
 from limbeck.decoding import Sampling
 from limbeck.distributed import rank, ranks
 from limbeck.errors import DataError, RecipeError
-from limbeck.evaluate.likelihood import Evaluation, all_ranks, interval
+from limbeck.evaluate.likelihood import Evaluation, all_ranks
+from limbeck.evaluate.statistics import interval
 from limbeck.progress import Progress
 from limbeck.sources import DataSets
 from limbeck.student import Student

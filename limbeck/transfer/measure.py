@@ -1,0 +1,198 @@
+"""What transferred: teacher and students on the same held-out text, on the teacher's and on their own, kept as tables of tokens.
+
+OUT/settings.json (what was asked) · OUT/texts/WRITER.jsonl · OUT/tables/STUDENT/TEXT/tokens.safetensors · OUT/speeds.json ·
+OUT/evaluation.json (the figures). What is there is not made again, so that a killed evaluation goes on where it was.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from limbeck.batch import Text
+from limbeck.decoding import Sampling, write
+from limbeck.errors import CheckpointError, LimbeckError
+from limbeck.files import claimed, read_json, read_jsonl, write_json, write_jsonl
+from limbeck.places import fingerprint
+from limbeck.privacy import shareable
+from limbeck.progress import Progress
+from limbeck.student import Student
+from limbeck.targets import Targets
+from limbeck.teachers import Silent, Teacher
+from limbeck.transfer.rows import Asked, Rows, rows_of
+from limbeck.transfer.subjects import TEACHER, Subjects
+from limbeck.transfer.tokens import heard, table
+from limbeck.vocabulary import Vocabulary
+
+GIVEN, OWN = "given", "own"
+"""Texts beside the teacher's: the data's completions, and what each student wrote itself."""
+TIMED = Sampling(max_tokens=32)
+AT_ONCE = 32
+
+
+class Transfer:
+    """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
+
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path) -> None:
+        self.subjects, self.asked, self.out = subjects, asked, out
+        self.missing = list(subjects.missing)
+        self.rows = Rows()
+        self.vocabulary: Vocabulary | None = None
+        self._teacher: Teacher | None = None
+        self._heard = dict[str, list[Targets]]()
+
+    @property
+    def sampling(self) -> Sampling:
+        """How all of them write."""
+        return Sampling(max_tokens=self.asked.max_tokens)
+
+    def run(self) -> None:
+        """Open one student after the other, and measure it."""
+        write_json(self.out / "settings.json", self._settings())
+        for place, (name, settings) in enumerate(self.subjects.students.items()):
+            student = self._opened(settings)
+            if place == 0:
+                self.vocabulary = student.live.vocabulary
+                self.rows = rows_of(self.asked, student)
+                self.missing += self.rows.missing
+                self._teacher_writes(student)
+            self._measure(name, student)
+            del student
+            gc.collect()  # models refer to themselves; their memory is wanted for the next
+
+    def _settings(self) -> dict[str, Any]:
+        """What this folder is an evaluation of; students may be added. Raises CheckpointError where it is one of something else."""
+        models = {name: _print(student.model) for name, student in self.subjects.students.items()}
+        settings = {"asked": {**asdict(self.asked), "data": shareable(self.asked.data)}, "students": models,
+                    "teacher": None if isinstance(self.subjects.teacher, Silent) else _print(self.subjects.teacher.name)}  # fmt: skip
+        if not (known := self.out / "settings.json").exists():
+            return settings
+        there = read_json(known)
+        what = {"asked": "other settings", "teacher": "another teacher"}
+        changed = [what[key] for key in what if there[key] != settings[key]]
+        changed += [f"another {name}" for name, model in models.items() if there["students"].get(name, model) != model]
+        if changed:
+            raise CheckpointError(f"{self.out} holds an evaluation with {changed[0]}; give another --out, or remove it")
+        return {**settings, "students": {**there["students"], **models}}
+
+    def _opened(self, settings: Student) -> Student:
+        student = settings.load(1)
+        if self._teacher is None or self._teacher.opened is None:
+            self._teacher = self.subjects.teacher.load(student)
+        else:
+            student.share_vocabulary(self._teacher.opened.vocabulary)
+        return student
+
+    @property
+    def teacher(self) -> Teacher:
+        """Alive."""
+        assert self._teacher is not None, "no student was opened"
+        return self._teacher
+
+    def _teacher_writes(self, student: Student) -> None:
+        """The teacher's own answers, where it has a model here that writes."""
+        if isinstance(self.teacher, Silent):
+            return self.missing.append("no teacher: figures are of the students alone; give one with --teacher")
+        lend: Callable[..., Any] | None = getattr(self.teacher, "lend", None)
+        if lend is None or self.teacher.opened is None:
+            return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
+        self._write(TEACHER, lambda prompts, told: lend(
+            lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
+        self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
+
+    def _measure(self, name: str, student: Student) -> None:
+        """One student on the data's text, the teacher's and its own."""
+        try:
+            _ = student.live.writer
+            writes = True
+        except LimbeckError as error:
+            writes = False
+            self.missing.append(f"{name} does not write: {error}")
+        if writes and self.rows.prompts:
+            self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
+            self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
+        for text in (GIVEN, TEACHER, OWN):
+            if texts := self.texts(text, name):
+                self._table(name, text, texts, student)
+
+    def _write(self, who: str, answered: Callable[[Any, Any], Sequence[Any]]) -> None:
+        """Answers to every prompt, kept; row and number of each beside it."""
+        file = self.out / "texts" / f"{file_name(who)}.jsonl"
+        if file.exists() or not self.rows.prompts:
+            return
+        each = self.asked.each
+        prompts = [prompt for prompt in self.rows.prompts for _ in range(each)]
+        with Progress(f"{who} writes", len(prompts) * self.asked.max_tokens).showing() as progress:
+            written = answered(prompts, lambda tokens: progress.advance(tokens, tokens))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file, [{"place": n // each, "answer": n % each, "completion_ids": new.tokens} for n, new in enumerate(written)])
+
+    def texts(self, text: str, student: str) -> list[Text]:
+        """The texts of a kind, as this student meets them; empty where there are none."""
+        if text == GIVEN:
+            return self.rows.given
+        file = self.out / "texts" / f"{file_name(student if text == OWN else text)}.jsonl"
+        rows = read_jsonl(file) if file.exists() else []
+        return [Text.answered(self.rows.prompts[row["place"]], row["completion_ids"], self.rows.columns[row["place"]]) for row in rows]
+
+    def _table(self, name: str, text: str, texts: Sequence[Text], student: Student) -> None:
+        folder = self.folder(name, text)
+        if folder.exists():
+            return
+        said: Any = self._said(text, name, texts)
+        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text").save(folder)
+
+    def _said(self, text: str, name: str, texts: Sequence[Text]) -> list[Targets]:
+        """What the teacher says of these texts; of those that several students meet it is kept."""
+        if text == OWN or text not in self._heard:
+            found = heard(texts, self.teacher, self.asked.tokens_per_pass, f"{name}, {text} text" if text == OWN else f"{text} text")
+            if text == OWN:
+                return found
+            self._heard[text] = found
+        return self._heard[text]
+
+    def folder(self, name: str, text: str) -> Path:
+        """Where a table lies."""
+        return self.out / "tables" / file_name(name) / file_name(text)
+
+    def _time(self, who: str, written: Callable[[Any], Sequence[Any]], model: Any) -> None:
+        """How fast it writes, once: tokens a second of several answers side by side, their prompts' reading counted in."""
+        file = self.out / "speeds.json"
+        known = read_json(file) if file.exists() else {}
+        if who in known or not self.rows.prompts:
+            return
+        prompts, began = self.rows.prompts[:AT_ONCE], time.monotonic()
+        tokens = sum(len(new.tokens) for new in written(prompts))
+        known[who] = {"tokens_per_second": tokens / (time.monotonic() - began), "side_by_side": len(prompts), "parameters": model.parameters_total,
+                      "weights_bytes": model.parameters_total * model.compute.itemsize}  # fmt: skip
+        write_json(file, known)
+
+
+def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
+    """Measure all of it into `out`; what `evaluation.json` holds.
+
+    Raises VocabularyError for students and teachers that do not mean the same by a token.
+    """
+    from limbeck.transfer.summary import summed_up
+
+    with claimed(out):
+        transfer = Transfer(subjects, asked, out)
+        transfer.run()
+        found = summed_up(transfer)
+        write_json(out / "evaluation.json", found)
+    return found
+
+
+def _print(model: str) -> dict[str, str]:
+    """A model's name, and what tells its weights from others where they are here."""
+    try:
+        return {"model": shareable(model), "weights": fingerprint(model)}
+    except LimbeckError:
+        return {"model": shareable(model)}
+
+
+def file_name(name: str) -> str:
+    """A name as files have it."""
+    return name.replace("/", "_").replace(" ", "-")

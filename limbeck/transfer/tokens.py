@@ -1,0 +1,222 @@
+"""One table of tokens: what a student, and its teacher beside it, said at each completion token. Every figure is a question asked of it.
+
+Axes: B sequences, N completion tokens, V vocabulary, G temperatures. Nats. Logits exist a block at a time.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from limbeck.batch import Batch, Text
+from limbeck.errors import DataError
+from limbeck.evaluate.statistics import Array
+from limbeck.files import new_folder
+from limbeck.lazy import Tensor, torch
+from limbeck.progress import Progress
+from limbeck.student import Student
+from limbeck.targets import Dense, Logits, Nothing, Targets
+from limbeck.teachers import Teacher
+
+TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 4.0, 25))
+"""At which a model's certainty is looked at; 1 is among them."""
+BLOCK = 2**21
+"""Numbers of a block of logits: rows times vocabulary."""
+SIDES = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model said of each token.
+
+    nats_N: -log of what it gave the token. entropy_N: of its distribution, nats. top_N: what it held likeliest. confidence_N: how likely
+    that was. missed_N: by how much the token's logit is below the greatest. log_sum_NG: log of the sum of exp((logit - greatest) / T).
+    """
+
+    nats_N: Array
+    entropy_N: Array
+    top_N: Array
+    confidence_N: Array
+    missed_N: Array
+    log_sum_NG: Array
+
+    def tempered(self, g: int) -> tuple[Array, Array]:
+        """Nats of the tokens, and confidence, at the temperature of this place."""
+        return self.log_sum_NG[:, g] + self.missed_N / TEMPERATURES[g], np.exp(-self.log_sum_NG[:, g])
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far apart the two are at each token: KL(teacher || student), KL(student || teacher), and sum min(p, q), the chance that a draft
+    of the student's is accepted by the teacher at temperature 1."""
+
+    kl_N: Array
+    reverse_kl_N: Array
+    accepted_N: Array
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The table. sequence_N, position_N: where each token stands, the first of a completion at 0. bytes_B: of each completion's text,
+    UTF-8. teacher, apart: None where no teacher says whole distributions."""
+
+    sequence_N: Array
+    position_N: Array
+    token_N: Array
+    bytes_B: Array
+    student: Said
+    teacher: Said | None = None
+    apart: Apart | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_N)
+
+    @property
+    def counts_B(self) -> Array:
+        """Tokens of each sequence."""
+        return self.sums(np.ones(len(self)))
+
+    def sums(self, values_N: Array) -> Array:
+        """Of each sequence."""
+        return np.bincount(self.sequence_N, weights=values_N, minlength=len(self.bytes_B))
+
+    def of(self, side: str) -> Said:
+        """What the student said, or the teacher."""
+        found = self.student if side == "student" else self.teacher
+        assert found is not None, "no teacher said anything"
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write it, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        with new_folder(folder) as made:
+            save_file({name: np.ascontiguousarray(value) for name, value in _flat(self)}, made / "tokens.safetensors")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What `save` wrote. Raises DataError where it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            found = load_file(folder / "tokens.safetensors")
+            own = {name: found[name] for name in ("sequence_N", "position_N", "token_N", "bytes_B")}
+            sides = {side: _part(found, side, Said) for side in SIDES if f"{side}.nats_N" in found}
+            return cls(**own, **sides, apart=_part(found, "apart", Apart) if "apart.kl_N" in found else None)
+        except (OSError, KeyError, SafetensorError, ValueError) as error:
+            raise DataError(f"{folder} is damaged ({error}); remove it, and evaluate again") from None
+
+
+def _flat(tokens: Tokens) -> Iterator[tuple[str, Array]]:
+    for name, value in vars(tokens).items():
+        if isinstance(value, np.ndarray):
+            yield name, value
+        elif value is not None:
+            yield from ((f"{name}.{inner}", array) for inner, array in vars(value).items())
+
+
+def _part(found: Mapping[str, Array], prefix: str, kind: type[Any]) -> Any:
+    return kind(**{each.name: found[f"{prefix}.{each.name}"] for each in fields(kind)})
+
+
+def heard(texts: Sequence[Text], teacher: Teacher, tokens_per_pass: int, name: str) -> list[Targets]:
+    """What a teacher says of each pass over these texts, kept for all students that are measured on them: hidden states, no logits."""
+    parts = Batch.of(list(texts), "corpus").split(tokens_per_pass)
+    found = list[Targets]()
+    with Progress(f"{name}: the teacher reads", len(parts)).showing() as progress:
+        for part, said in zip(parts, teacher.score(parts), strict=True):
+            found.append(said)
+            progress.advance(1, len(part.tokens_T))
+    return found
+
+
+def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str) -> Tokens:
+    """Pass over the texts. said: what a teacher says of each pass of `Batch.split`, in turn."""
+    whole = Batch.of(list(texts), "corpus")
+    cuts = whole.cuts(tokens_per_pass)
+    found = list[dict[str, Tensor]]()
+    with Progress(f"{name}: the student reads", len(cuts)).showing() as progress:
+        for cut, theirs in zip(cuts, said, strict=True):
+            part = whole.select(cut)
+            found.append({**_where(part, cut), **_passed(part, student, theirs)})
+            progress.advance(1, len(part.tokens_T))
+    columns = {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
+    order = np.lexsort((columns["position_N"], columns["sequence_N"]))
+    columns = {key: value[order] for key, value in columns.items()}
+    vocabulary = student.live.vocabulary
+    spoken = [vocabulary.text([token for span in text.spans for token in text.tokens[span.start : span.stop]]) for text in texts]
+    own = {key: columns[key] for key in ("sequence_N", "position_N", "token_N")}
+    sides: dict[str, Any] = {side: _part(columns, side, Said) for side in SIDES if f"{side}.nats_N" in columns}
+    apart = _part(columns, "apart", Apart) if "apart.kl_N" in columns else None
+    return Tokens(**own, bytes_B=np.array([len(each.encode()) for each in spoken]), **sides, apart=apart)
+
+
+def _where(part: Batch, cut: Sequence[int]) -> dict[str, Tensor]:
+    sequence_N = part.sequence_N
+    first_B = torch.searchsorted(sequence_N, torch.arange(len(part)))
+    position_N = torch.arange(len(sequence_N)) - first_B[sequence_N]
+    return {"sequence_N": torch.tensor(cut)[sequence_N], "position_N": position_N, "token_N": part.tokens_N}
+
+
+def _passed(part: Batch, student: Student, said: Targets) -> dict[str, Tensor]:
+    outputs = student.forward(part)
+    mine, token_N = Dense(outputs.hidden_ND, outputs.head, "student"), part.tokens_N.to(outputs.hidden_ND.device)
+    blocks = list[dict[str, Tensor]]()
+    with torch.no_grad():
+        for start in range(0, len(token_N), size := max(1, BLOCK // mine.head.vocabulary)):
+            chunk = slice(start, start + size)
+            blocks.append(_block(_logits(mine, chunk), _logits(said, chunk), token_N[chunk]))
+    return {key: torch.cat([each[key] for each in blocks]).cpu() for key in blocks[0]}
+
+
+def _logits(said: Targets, chunk: slice) -> Tensor | None:
+    """Whole distributions' logits in float32, of those that say them."""
+    rows = None if isinstance(said, Nothing) else said.rows(chunk)
+    return rows.block(slice(None)).logits_CV.float() if isinstance(rows, Logits) else None
+
+
+def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor) -> dict[str, Tensor]:
+    assert student_CV is not None
+    log_q_CV, found = _side("student", student_CV, token_C)
+    if teacher_CV is None:
+        return found
+    log_p_CV, theirs = _side("teacher", teacher_CV, token_C)
+    p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
+    return found | theirs | {
+        "apart.kl_N": _expected(p_CV, log_p_CV, log_q_CV),
+        "apart.reverse_kl_N": _expected(q_CV, log_q_CV, log_p_CV),
+        "apart.accepted_N": torch.minimum(p_CV, q_CV).sum(-1),
+    }  # fmt: skip
+
+
+def _side(name: str, logits_CV: Tensor, token_C: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    greatest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
+    shifted_CV = logits_CV - greatest_C1
+    missed_C = -shifted_CV.gather(1, token_C[:, None]).squeeze(1)
+    log_sum_CG = torch.stack([(shifted_CV / temperature).exp().sum(-1).log() for temperature in TEMPERATURES], 1)
+    log_sum_C = shifted_CV.exp().sum(-1).log()
+    log_CV = shifted_CV - log_sum_C[:, None]
+    columns = {"nats_N": log_sum_C + missed_C, "entropy_N": _expected(log_CV.exp(), torch.zeros_like(log_CV), log_CV), "top_N": top_C1.squeeze(1),
+               "confidence_N": (-log_sum_C).exp(), "missed_N": missed_C, "log_sum_NG": log_sum_CG}  # fmt: skip
+    return log_CV, {f"{name}.{key}": value for key, value in columns.items()}
+
+
+def _expected(p_CV: Tensor, log_a_CV: Tensor, log_b_CV: Tensor) -> Tensor:
+    """Sum of p (log a - log b), where outcomes without mass count nothing."""
+    return torch.where(p_CV > 0, p_CV * (log_a_CV - log_b_CV), 0.0).sum(-1)
+
+
+def joined(tables: Sequence[Tokens]) -> Tokens:
+    """Several tables one after the other, as one over all their sequences."""
+    shift, made = 0, list[Tokens]()
+    for each in tables:
+        made.append(replace(each, sequence_N=each.sequence_N + shift))
+        shift += len(each.bytes_B)
+    columns = [dict(_flat(each)) for each in made]
+    whole = {key: np.concatenate([each[key] for each in columns]) for key in columns[0]}
+    own = {name: whole[name] for name in ("sequence_N", "position_N", "token_N", "bytes_B")}
+    sides: dict[str, Any] = {side: _part(whole, side, Said) for side in SIDES if f"{side}.nats_N" in whole}
+    return Tokens(**own, **sides, apart=_part(whole, "apart", Apart) if "apart.kl_N" in whole else None)
