@@ -46,12 +46,12 @@ def test_a_method_runs_and_a_report_is_drawn(home, monkeypatch, capsys) -> None:
 
 
 def test_evaluate_prints_and_writes_figures(home, monkeypatch, capsys) -> None:
-    code, out, _ = said("evaluate --student student --teacher teacher --data train.jsonl --rows 8 --out figures.json", home, monkeypatch, capsys)
-    figures = json.loads((home / "figures.json").read_text())
-    assert code == 0 and f"{figures['kl_nats']:.4f}" in out
-    assert figures["sequences"] == 8 and figures["kl_nats"] > 0
-    low, high = figures["kl_nats_interval"]
-    assert low < figures["kl_nats"] < high
+    asked = "evaluate --student student --teacher teacher --data train.jsonl --rows 8 --max-tokens 8 --out runs/e"
+    code, out, _ = said(asked, home, monkeypatch, capsys)
+    figures = json.loads((home / "runs/e/evaluation.json").read_text())["figures"]["student"]["given"]
+    assert code == 0 and "the teacher's text" in out and f"{figures['kl_nats']['value']:.4g}" in out
+    low, high = figures["kl_nats"]["interval"]
+    assert 0 < low < figures["kl_nats"]["value"] < high
 
 
 def test_a_student_without_a_template_takes_the_teachers(home, monkeypatch, capsys) -> None:

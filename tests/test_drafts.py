@@ -130,7 +130,7 @@ def test_from_the_terminal(home, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize("arguments, wanted", [
     ("--target target --data prompts.jsonl", "give --target and --draft"),
     ("--target target --draft draft --student draft --data prompts.jsonl", "give --target and --draft"),
-    ("--data prompts.jsonl", "evaluate needs --student"),
+    ("--data prompts.jsonl", "run folders or --student say who is measured"),
     ("--target target --draft draft --acceptance --data empty.jsonl", "empty.jsonl"),
     ("--target target --draft draft --acceptance --data prompts.jsonl --max-tokens 400", "lower max_tokens"),
     ("--target target --draft nowhere --acceptance --data prompts.jsonl", "nowhere"),

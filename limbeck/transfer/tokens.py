@@ -4,7 +4,7 @@ Axes: B sequences, N completion tokens, V vocabulary, G temperatures. Nats. Logi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,6 @@ TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 4.0, 25))
 """At which a model's certainty is looked at; 1 is among them."""
 BLOCK = 2**21
 """Numbers of a block of logits: rows times vocabulary."""
-SIDES = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ class Tokens:
         try:
             found = load_file(folder / "tokens.safetensors")
             own = {name: found[name] for name in ("sequence_N", "position_N", "token_N", "bytes_B")}
-            sides = {side: _part(found, side, Said) for side in SIDES if f"{side}.nats_N" in found}
-            return cls(**own, **sides, apart=_part(found, "apart", Apart) if "apart.kl_N" in found else None)
+            sides = _sides(found)
+            return cls(**own, **sides)
         except (OSError, KeyError, SafetensorError, ValueError) as error:
             raise DataError(f"{folder} is damaged ({error}); remove it, and evaluate again") from None
 
@@ -116,6 +115,12 @@ def _flat(tokens: Tokens) -> Iterator[tuple[str, Array]]:
             yield name, value
         elif value is not None:
             yield from ((f"{name}.{inner}", array) for inner, array in vars(value).items())
+
+
+def _sides(found: Mapping[str, Array]) -> dict[str, Any]:
+    """What was said by whom, as far as it is there."""
+    kinds: dict[str, type[Any]] = {"student": Said, "teacher": Said, "apart": Apart}
+    return {name: _part(found, name, kind) for name, kind in kinds.items() if f"{name}.{fields(kind)[0].name}" in found}
 
 
 def _part(found: Mapping[str, Array], prefix: str, kind: type[Any]) -> Any:
@@ -149,9 +154,7 @@ def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], toke
     vocabulary = student.live.vocabulary
     spoken = [vocabulary.text([token for span in text.spans for token in text.tokens[span.start : span.stop]]) for text in texts]
     own = {key: columns[key] for key in ("sequence_N", "position_N", "token_N")}
-    sides: dict[str, Any] = {side: _part(columns, side, Said) for side in SIDES if f"{side}.nats_N" in columns}
-    apart = _part(columns, "apart", Apart) if "apart.kl_N" in columns else None
-    return Tokens(**own, bytes_B=np.array([len(each.encode()) for each in spoken]), **sides, apart=apart)
+    return Tokens(**own, bytes_B=np.array([len(each.encode()) for each in spoken]), **_sides(columns))
 
 
 def _where(part: Batch, cut: Sequence[int]) -> dict[str, Tensor]:
@@ -180,10 +183,10 @@ def _logits(said: Targets, chunk: slice) -> Tensor | None:
 
 def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor) -> dict[str, Tensor]:
     assert student_CV is not None
-    log_q_CV, found = _side("student", student_CV, token_C)
+    log_q_CV, found = side("student", student_CV, token_C)
     if teacher_CV is None:
         return found
-    log_p_CV, theirs = _side("teacher", teacher_CV, token_C)
+    log_p_CV, theirs = side("teacher", teacher_CV, token_C)
     p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
     return found | theirs | {
         "apart.kl_N": _expected(p_CV, log_p_CV, log_q_CV),
@@ -192,7 +195,8 @@ def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor
     }  # fmt: skip
 
 
-def _side(name: str, logits_CV: Tensor, token_C: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def side(name: str, logits_CV: Tensor, token_C: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """One model's columns at some tokens, each as `name.column`, and its log-probabilities [C, V] beside them."""
     greatest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
     shifted_CV = logits_CV - greatest_C1
     missed_C = -shifted_CV.gather(1, token_C[:, None]).squeeze(1)
@@ -207,16 +211,3 @@ def _side(name: str, logits_CV: Tensor, token_C: Tensor) -> tuple[Tensor, dict[s
 def _expected(p_CV: Tensor, log_a_CV: Tensor, log_b_CV: Tensor) -> Tensor:
     """Sum of p (log a - log b), where outcomes without mass count nothing."""
     return torch.where(p_CV > 0, p_CV * (log_a_CV - log_b_CV), 0.0).sum(-1)
-
-
-def joined(tables: Sequence[Tokens]) -> Tokens:
-    """Several tables one after the other, as one over all their sequences."""
-    shift, made = 0, list[Tokens]()
-    for each in tables:
-        made.append(replace(each, sequence_N=each.sequence_N + shift))
-        shift += len(each.bytes_B)
-    columns = [dict(_flat(each)) for each in made]
-    whole = {key: np.concatenate([each[key] for each in columns]) for key in columns[0]}
-    own = {name: whole[name] for name in ("sequence_N", "position_N", "token_N", "bytes_B")}
-    sides: dict[str, Any] = {side: _part(whole, side, Said) for side in SIDES if f"{side}.nats_N" in whole}
-    return Tokens(**own, **sides, apart=_part(whole, "apart", Apart) if "apart.kl_N" in whole else None)
