@@ -150,6 +150,18 @@ def interleaved_tried() -> str:
     return table(["begins", "text", "learning rate", "problems", "steps", "reward at every 50 steps and at the end, %"], rows)
 
 
+def stages() -> str:
+    """The students of both pipelines, and how far each is above the one it is measured against."""
+    rows = list[list[str]]()
+    for arm, each in results("arith_stages")["summary"].items():
+        for name in dict.fromkeys(figure.partition(": ")[0] for figure in each if ": " in figure and " less " not in figure):
+            above = [next((each[key] for key in each if key.startswith(f"{name} less ") and key.endswith(f": {figure}")), None)
+                     for figure in ("pass@1", "accuracy")]  # fmt: skip
+            figures = [_percent(each[f"{name}: {figure}"]) for figure in ("accuracy", "pass@1", "pass@16")]
+            rows.append([arm, name, str(each["seeds"]), *figures, *map(_points, above)])
+    return table(["pipeline", "student", "seeds", "greedy, %", "reward, %", "pass@16, %", "reward above, points", "greedy above, points"], rows)
+
+
 def _costs(values: list[float | None]) -> str:
     return ", ".join("never" if each is None else f"{each:.0f}" if each >= 10 else f"{each:.1f}" for each in values)
 
@@ -177,4 +189,5 @@ def _points(each: dict[str, Any] | None) -> str:
 
 TABLES = {"arith_cast": cast, "arith_best_of": best_of, "arith_compute_matched": compute_matched, "arith_divergences": divergences,
           "arith_orders": orders, "arith_prompts": prompts, "arith_reward": reward, "arith_grid": grid,
-          "arith_interleaved": interleaved, "arith_interleaved_orders": interleaved_orders, "arith_interleaved_tried": interleaved_tried}  # fmt: skip
+          "arith_interleaved": interleaved, "arith_interleaved_orders": interleaved_orders, "arith_interleaved_tried": interleaved_tried,
+          "arith_stages": stages}  # fmt: skip
