@@ -25,6 +25,9 @@ from limbeck.machine import Opening
 from limbeck.objective import Objective
 from limbeck.run import Run
 from limbeck.sources import Share
+from limbeck.transfer.measure import evaluate_transfer
+from limbeck.transfer.rows import Asked
+from limbeck.transfer.subjects import of_runs
 
 
 def run_of(home: Path, kind: str, **numbers: Any) -> lb.Recipe:
@@ -121,3 +124,15 @@ def test_a_recipe_is_checked_before_it_costs_anything(kind: str, home: Path, tmp
     lines = check(run_of(home, kind), tmp_path / "out")
     assert [line for line in lines if line.verdict == "problem"] == []
     assert any(line.what == "self-test" and "to oneself" in line.found for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["bert-classes", "module", "distilbert", "t5"])
+def test_what_transferred_is_measured_as_far_as_it_can_be(kind: str, home: Path, tmp_path: Path) -> None:
+    data = str(home / f"{kind}-heldout.jsonl")
+    lb.distill(run_of(home, kind, save_every=None), tmp_path / "run")
+    found = evaluate_transfer(of_runs([tmp_path / "run"], None, False), Asked(data, max_tokens=8), tmp_path / "e")
+    after = found["figures"]["after"]["given"]
+    known = lb.Likelihood(data).run(*replace(run_of(home, kind), student=lb.Student(str(tmp_path / "run" / "student"), dtype="float32")).open_pair())
+    assert after["kl_nats"]["value"] == pytest.approx(known["kl_nats"], rel=1e-4) and set(found["figures"]["after"]) == {"given"}
+    assert ("bits_per_byte" in after) == (kind == "t5")  # classes and hidden tokens have no bytes
+    assert sum("does not write" in each or "nobody writes" in each for each in found["missing"])

@@ -49,9 +49,9 @@ PER_BYTE = ("bits_per_byte",)
 
 
 def values(tokens: Tokens) -> dict[str, Array]:
-    """Every figure's value at each token [N]."""
+    """Every figure's value at each token [N]; none of bytes where there is no text."""
     known = OF_STUDENT | (BESIDE_TEACHER if tokens.apart is not None else {})
-    return {name: np.asarray(of(tokens), float) for name, of in known.items()}
+    return {name: np.asarray(of(tokens), float) for name, of in known.items() if counts(tokens, name).sum()}
 
 
 def counts(tokens: Tokens, name: str) -> Array:
@@ -64,8 +64,7 @@ def figures(tokens: Tokens) -> dict[str, Figure]:
     found = dict[str, Figure]()
     for name, values_N in values(tokens).items():
         sums_B, counts_B = tokens.sums(values_N), counts(tokens, name)
-        if counts_B.sum():
-            found[name] = {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B)}
+        found[name] = {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B)}
     nats = found["ce_nats"]
     return {"perplexity": {"value": float(np.exp(nats["value"])), "interval": [float(np.exp(each)) for each in nats["interval"]]}, **found}
 

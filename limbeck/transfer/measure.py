@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.batch import Text
 from limbeck.decoding import Sampling, write
@@ -25,6 +25,9 @@ from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.subjects import TEACHER, Subjects
 from limbeck.transfer.tokens import heard, table
 from limbeck.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from limbeck.opened import OpenModel
 
 GIVEN, OWN = "given", "own"
 """Texts beside the teacher's: the data's completions, and what each student wrote itself."""
@@ -96,26 +99,33 @@ class Transfer:
         if isinstance(self.teacher, Silent):
             return self.missing.append("no teacher: figures are of the students alone; give one with --teacher")
         lend: Callable[..., Any] | None = getattr(self.teacher, "lend", None)
+        if not self.rows.prompts:
+            return None
         if lend is None or self.teacher.opened is None:
             return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
+        if not self._writes(TEACHER, self.teacher.opened):
+            return None
         self._write(TEACHER, lambda prompts, told: lend(
             lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
         self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
 
     def _measure(self, name: str, student: Student) -> None:
         """One student on the data's text, the teacher's and its own."""
-        try:
-            _ = student.live.writer
-            writes = True
-        except LimbeckError as error:
-            writes = False
-            self.missing.append(f"{name} does not write: {error}")
-        if writes and self.rows.prompts:
+        if self.rows.prompts and self._writes(name, student.live):
             self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
             self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
         for text in (GIVEN, TEACHER, OWN):
             if texts := self.texts(text, name):
                 self._table(name, text, texts, student)
+
+    def _writes(self, who: str, model: "OpenModel") -> bool:
+        """Whether a model can write; what it says against it is missing else."""
+        try:
+            _ = model.writer
+        except LimbeckError as error:
+            self.missing.append(f"{who} does not write: {error}")
+            return False
+        return True
 
     def _write(self, who: str, answered: Callable[[Any, Any], Sequence[Any]]) -> None:
         """Answers to every prompt, kept; row and number of each beside it."""

@@ -1,6 +1,6 @@
 """What is measured on: rows of held-out data, as prompts to answer and as completions to read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from limbeck.batch import Text
@@ -43,14 +43,14 @@ def rows_of(asked: Asked, student: Student) -> Rows:
     pool = Pool([Data(asked.data, template=asked.template)], seed=0, shuffle=False)
     taken, found, vocabulary = pool.take(0, asked.rows if pool.streamed else min(asked.rows, len(pool))), Rows(), student.live.vocabulary
     longest = min(asked.context, student.live.context)
-    bare = 0
+    bare, writes = 0, vocabulary.outcomes == "tokens"
     for place, (data, row) in enumerate(taken):
         columns = {**told_columns(row), "row": place}
         try:
-            found.given += [Text(text.tokens, text.spans, columns) for text in vocabulary.texts(row, data, longest)]
+            found.given += [replace(text, columns={**text.columns, **columns}) for text in vocabulary.texts(row, data, longest)]
         except DataError:
             bare += 1
-        if "text" not in row and len(ids := vocabulary.prompt(row, data)) < longest:
+        if writes and "text" not in row and len(ids := vocabulary.prompt(row, data)) < longest:
             found.prompts.append(ids)
             found.asked.append(asked_of(row))
             found.columns.append(columns)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.config import plain
 from limbeck.errors import CheckpointError, RecipeError
 from limbeck.student import Student
 from limbeck.teachers import Silent, Teacher
@@ -98,7 +99,7 @@ def _names(runs: Sequence[Path]) -> dict[Path, str]:
 def _judge(recipes: "dict[Path, Recipe]") -> Teacher:
     """The one teacher of all runs that have one. Raises RecipeError where they have several."""
     teachers = {run: recipe.teacher for run, recipe in recipes.items() if not isinstance(recipe.teacher, Silent)}
-    if len({str(each.identity) for each in teachers.values()}) > 1:
+    if len({str(plain(each)) for each in teachers.values()}) > 1:
         named = ", ".join(f"{run}: {each.name}" for run, each in teachers.items())
         raise RecipeError(f"the runs have teachers of their own ({named}), and figures beside different teachers do not compare; give one: --teacher")
     return next(iter(teachers.values()), Silent())

@@ -19,6 +19,7 @@ from limbeck.progress import Progress
 from limbeck.student import Student
 from limbeck.targets import Dense, Logits, Nothing, Targets
 from limbeck.teachers import Teacher
+from limbeck.vocabulary import Vocabulary
 
 TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 4.0, 25))
 """At which a model's certainty is looked at; 1 is among them."""
@@ -59,7 +60,7 @@ class Apart:
 @dataclass(frozen=True)
 class Tokens:
     """The table. sequence_N, position_N: where each token stands, the first of a completion at 0. bytes_B: of each completion's text,
-    UTF-8. teacher, apart: None where no teacher says whole distributions."""
+    UTF-8, 0 where it is no text. teacher, apart: None where no teacher says whole distributions."""
 
     sequence_N: Array
     position_N: Array
@@ -151,10 +152,14 @@ def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], toke
     columns = {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
     order = np.lexsort((columns["position_N"], columns["sequence_N"]))
     columns = {key: value[order] for key, value in columns.items()}
-    vocabulary = student.live.vocabulary
-    spoken = [vocabulary.text([token for span in text.spans for token in text.tokens[span.start : span.stop]]) for text in texts]
     own = {key: columns[key] for key in ("sequence_N", "position_N", "token_N")}
-    return Tokens(**own, bytes_B=np.array([len(each.encode()) for each in spoken]), **_sides(columns))
+    return Tokens(**own, bytes_B=_bytes(texts, student.live.vocabulary), **_sides(columns))
+
+
+def _bytes(texts: Sequence[Text], vocabulary: Vocabulary) -> Array:
+    """Of each sequence's completions as text; none of what is no text, such as classes."""
+    spoken = [[token for span in text.spans for token in text.tokens[span.start : span.stop]] for text in texts]
+    return np.array([len(vocabulary.text(tokens).encode()) if vocabulary.outcomes == "tokens" else 0 for tokens in spoken])
 
 
 def _where(part: Batch, cut: Sequence[int]) -> dict[str, Tensor]:
