@@ -162,6 +162,7 @@ def test_all_are_measured_on_all_texts(evaluated: dict) -> None:
     assert all(set(texts) == {"given", "teacher", "own"} for who, texts in evaluated["figures"].items() if who != "teacher")
     assert evaluated["figures"]["after"]["given"]["kl_nats"]["value"] < evaluated["figures"]["before"]["given"]["kl_nats"]["value"]
     assert set(evaluated["diversity"]) == set(evaluated["speeds"]) == set(evaluated["figures"])
+    assert evaluated["speeds"]["after"]["kept_bytes_per_token"] == 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, width, bytes
     assert len(evaluated["samples"]) == 12 and set(evaluated["samples"][0]["completions"]) == set(evaluated["figures"])
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.batch import Text
 from limbeck.decoding import Sampling, write
 from limbeck.errors import CheckpointError, LimbeckError
+from limbeck.estimate import Anatomy
 from limbeck.files import claimed, read_json, read_jsonl, write_json, write_jsonl
 from limbeck.places import fingerprint
 from limbeck.privacy import shareable
@@ -175,9 +176,15 @@ class Transfer:
             return
         prompts, began = self.rows.prompts[:AT_ONCE], time.monotonic()
         tokens = sum(len(new.tokens) for new in written(prompts))
-        known[who] = {"tokens_per_second": tokens / (time.monotonic() - began), "side_by_side": len(prompts), "parameters": model.parameters_total,
-                      "weights_bytes": model.parameters_total * model.compute.itemsize}  # fmt: skip
+        known[who] = {"tokens_per_second": tokens / (time.monotonic() - began), "side_by_side": len(prompts), **_sizes(model)}
         write_json(file, known)
+
+
+def _sizes(model: "OpenModel") -> dict[str, int]:
+    """Weights, and what it keeps of a token while it writes (keys and values of all layers), in the dtype of its arithmetic."""
+    shape, size = Anatomy(model.name, model.causal.config.get_text_config().to_dict(), {}), model.compute.itemsize
+    return {"parameters": model.parameters_total, "weights_bytes": model.parameters_total * size,
+            "kept_bytes_per_token": shape.layers * shape.keys_values * size}  # fmt: skip
 
 
 def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
