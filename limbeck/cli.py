@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from limbeck import export_command
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -310,6 +311,9 @@ def report(
     from limbeck.report import report as draw
 
     print(f"report: {draw(runs, out or runs[0] / 'report.html')}")
+
+
+app.command()(export_command.export)
 
 
 @app.command()
