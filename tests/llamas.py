@@ -57,11 +57,12 @@ class Llama:
         return found["tokens"]
 
     def next_logp(self, prompt: list[int], size: int) -> list[float]:
-        """Log-probabilities [V] of the token that comes next, which must be no end: of that it tells nothing.
+        """Log-probabilities [V] of the token that comes next, before anything is done to them.
 
-        Some are asked for, since a piece of a letter is told with what makes it whole.
+        An x is written whatever they say: of an end, and of a piece of a letter, the server would tell nothing.
         """
-        found = self._post("/completion", prompt=prompt, n_predict=5, temperature=0, n_probs=size, cache_prompt=False)
+        written = [[self.ids("x")[0], 1e6]]
+        found = self._post("/completion", prompt=prompt, n_predict=1, temperature=0, n_probs=size, logit_bias=written, cache_prompt=False)
         logp = [-math.inf] * size
         for each in found["completion_probabilities"][0]["top_logprobs"]:
             logp[each["id"]] = each["logprob"]
