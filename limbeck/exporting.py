@@ -61,8 +61,8 @@ def export(
         write_text(work / CARD, card(origin, what, use.replace("{folder}", push or target.name), more))
         for path in work.iterdir():
             path.chmod(0o644)
-    if push:
-        publish.see_no_secrets(target)
+        if push:
+            publish.see_no_secrets(work)
     url = publish.push(target, push, token, public) if push and token else ""
     return Exported(target, publish.listed(target), url)
 

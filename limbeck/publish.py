@@ -44,9 +44,9 @@ def see_no_secrets(folder: Path) -> None:
         with path.open("rb") as file:
             text = file.read(-1 if path.suffix in TEXT else HEAD_BYTES).decode(errors="ignore")
         if path.name.startswith(".") or path.name.endswith(UNDONE):
-            raise LimbeckError(f"{path} is hidden and no part of a model; remove it, then push again")
+            raise LimbeckError(f"{name} is hidden and no part of a model; remove it from the student, then export again")
         if KEYS.search(text) or any(value in text for value in hidden):
-            raise LimbeckError(f"{path} holds what looks like a secret, and nothing was uploaded; remove it, then push again")
+            raise LimbeckError(f"{name} holds what looks like a secret, and nothing was uploaded; remove it from the student, then export again")
 
 
 def push(folder: Path, repository: str, token: str, public: bool) -> str:
@@ -60,11 +60,12 @@ def push(folder: Path, repository: str, token: str, public: bool) -> str:
     try:
         api.create_repo(repository, private=not public, exist_ok=True)
         if not public and not api.repo_info(repository).private:
-            raise EndpointError(f"{repository} is there already, and public; give --public, or another name")
+            raise EndpointError(f"{repository} is there already, and public; {folder} is made: give --public, or another name, and another --to")
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Limbeck")
     except EndpointError:
         raise
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())[:200].removesuffix(".")
-        raise EndpointError(f"the hub did not take {repository} ({said or type(error).__name__}); see to that, then push again") from None
+        raise EndpointError(f"the hub did not take {repository} ({said or type(error).__name__}); {folder} is made: see to that, then "
+                            f"`hf upload {repository} {folder}`") from None  # fmt: skip
     return f"{api.endpoint}/{repository}"

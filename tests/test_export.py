@@ -262,6 +262,7 @@ def test_secrets_stay_here(where: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(LimbeckError, match="(notes.txt|model.safetensors) holds what looks like a secret, and nothing was uploaded") as found:
         lb.export(place, tmp_path / "out", push="me/toy", dry_run=True)
     assert secret not in str(found.value)
+    assert not (tmp_path / "out").exists()
 
 
 def _pushed(url: str, *asked: str, token: str | None = "hf_" + "a" * 10) -> "subprocess.CompletedProcess[str]":
@@ -283,7 +284,7 @@ def test_the_real_client_uploads_the_folder_privately(home: Path, tmp_path: Path
 
         there.repositories["me/toy"]["private"] = False
         again = _pushed(there.url, str(home / "run"), "--to", str(tmp_path / "again"), "--push", "me/toy")
-        assert again.returncode == 2 and "me/toy is there already, and public; give --public" in again.stderr
+        assert again.returncode == 2 and "me/toy is there already, and public" in again.stderr
         assert len(again.stderr.strip().splitlines()) == 1
 
         public = _pushed(there.url, str(home / "run"), "--to", str(tmp_path / "public"), "--push", "me/other", "--public")
