@@ -251,7 +251,7 @@ def _gguf(origin: Origin, folder: Path, kind: str) -> Told:
         whole.unlink()
     _copied((path for path in origin.student.iterdir() if path.suffix not in KEPT), folder)
     bits = 8 * file.stat().st_size / sum(weight.numel() for weight in module.parameters())
-    use = f"```bash\nllama-server --model {file.name}\n```\n\nor `transformers` with `gguf_file=\"{file.name}\"`."
+    use = f'```bash\nllama-server --model {file.name}\n```\n\nor transformers: `from_pretrained("{{folder}}", gguf_file="{file.name}")`.'
     return f"GGUF, {kind}, {_weights(folder)}, {bits:.1f} bits a weight", use, {"library_name": "gguf", "tags": ["gguf"]}
 
 

@@ -44,7 +44,8 @@ class Hub:
                 if told["key"] == "file":
                     there["files"][told["value"]["path"]] = base64.b64decode(told["value"]["content"])
             return 200, {"commitUrl": f"{self.url}/{name}/commit/1", "commitOid": "1" * 40, "hookOutput": ""}
-        return 200, {"id": name, "private": there["private"], "sha": "0" * 40, "siblings": [{"rfilename": file} for file in there["files"]], "tags": []}
+        files = [{"rfilename": file} for file in there["files"]]
+        return 200, {"id": name, "private": there["private"], "sha": "0" * 40, "siblings": files, "tags": []}
 
 
 @contextmanager

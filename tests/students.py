@@ -34,7 +34,8 @@ def tokenizer(name: str = "gpt-2", begins: bool = False) -> PreTrainedTokenizerF
     made = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
     made.pre_tokenizer, made.decoder = cut_by(name), decoders.ByteLevel()
     text = AWKWARD + [" ".join(row.values()) for row in toys.rows(40)]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*toys.SPECIALS, "<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    specials, alphabet = [*toys.SPECIALS, "<|endoftext|>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator(text * 3, trainer)
     if begins:
         made.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 0)])

@@ -85,7 +85,8 @@ def test_llama_cpp_reads_the_same_tokens_and_says_the_same(toy, tmp_path) -> Non
         assert asked == model.vocabulary.ids(model.vocabulary.chat(dialogue, prompt=True))
         for text in students.AWKWARD:
             ids = model.vocabulary.ids(text)
-            here, there = logp(model.module, ids, model.vocabulary.size)[-1], torch.tensor(llama.next_logp(ids, model.vocabulary.size), dtype=torch.float64)
+            here = logp(model.module, ids, model.vocabulary.size)[-1]
+            there = torch.tensor(llama.next_logp(ids, model.vocabulary.size), dtype=torch.float64)
             seen = there > -math.inf  # what is less likely than float32 can say has no logarithm there
             assert float(here[~seen].exp().sum()) < 1e-6
             assert abs(float((here.exp() * (here - there))[seen].sum())) < 1e-3  # keys and values are kept in float16 there
@@ -117,7 +118,7 @@ def test_what_was_not_proven_is_refused(change: dict, says: str, tmp_path) -> No
 
 
 def test_other_architectures_are_refused_by_name(tmp_path) -> None:
-    with pytest.raises(ModelError, match="is a CohereForCausalLM.*LlamaForCausalLM, Qwen2ForCausalLM.*convert_hf_to_gguf"):
+    with pytest.raises(ModelError, match=r"is a CohereForCausalLM.*LlamaForCausalLM, Qwen2ForCausalLM.*convert_hf_to_gguf"):
         lb.export(toys.folder(tmp_path / "student", "cohere"), tmp_path / "out", "gguf")
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +151,7 @@ def test_numbers_that_cannot_be_kept_are_refused(tmp_path) -> None:
     made, vocabulary = students.network("llama"), Vocabulary(students.tokenizer())
     with torch.no_grad():
         made.lm_head.weight[3, 3] = 1e6
-    with pytest.raises(ModelError, match="too large for float16.*1e\\+06.*bf16"):
+    with pytest.raises(ModelError, match=r"too large for float16.*1e\+06.*bf16"):
         write_gguf(made, vocabulary, tmp_path / "x.gguf", "f16", About("x"))
     with torch.no_grad():
         made.lm_head.weight[3, 3] = math.nan
@@ -164,7 +165,7 @@ def test_numbers_that_cannot_be_kept_are_refused(tmp_path) -> None:
 def test_a_mixture_without_llama_cpp_is_refused_before_anything_is_written(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(llamacpp, "command", lambda: None)
     place = students.folder(tmp_path / "student")
-    with pytest.raises(ModelError, match="q4_k_m was asked for.*llama-quantize.*limbeck\\[llamacpp\\].*q8_0"):
+    with pytest.raises(ModelError, match=r"q4_k_m was asked for.*llama-quantize.*limbeck\[llamacpp\].*q8_0"):
         lb.export(place, tmp_path / "out", quantize="q4_k_m")
     assert not (tmp_path / "out").exists()
 
@@ -175,7 +176,7 @@ def test_what_the_quantiser_says_is_told_in_one_line(tmp_path, monkeypatch) -> N
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     place = students.folder(tmp_path / "student")
-    with pytest.raises(lb.LimbeckError, match="llama.cpp cannot make q4_k_m .main: failed to quantize model"):
+    with pytest.raises(lb.LimbeckError, match=r"llama.cpp cannot make q4_k_m .main: failed to quantize model"):
         lb.export(place, tmp_path / "out", quantize="q4_k_m")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

@@ -18,7 +18,8 @@ FLOORS = [
         "aligned average cache checkpoint curriculum endpoint evaluate experts guidance herding hidden interleaved "
         "judges matching pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
-        "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered pipeline recipe selftest shrink stages train",
+        "allocate annotate card condensing corpus dialogue drafts estimate export_card "
+        "instruct methods ordered pipeline recipe selftest shrink stages train",
         "__main__ check check_stages cli export_command exporting quickstart report sweep",
     )
 ]
