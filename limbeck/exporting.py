@@ -27,6 +27,7 @@ DEFAULT = "q8_0"
 KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".py")
 """Files of a model that go with it; pickles never do."""
 OTHERS = "export it as hf"
+BEFORE = "evaluations below are of the student before it was rounded"
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _vllm(origin: Origin, folder: Path, kind: str) -> Told:
     path = "/v1/chat/completions" if vocabulary.has_template else "/v1/completions"
     use = f"```bash\nvllm serve {{folder}}\n```\n\nAsk it at `{path}`."
     use += "" if vocabulary.has_template else " It has no chat template: dialogues need `--chat-template`."
-    return f"vLLM, {_weights(folder)} in {str(dtype).removeprefix('torch.')}", use, {"library_name": "vllm", "pipeline_tag": "text-generation"}
+    return f"vLLM, {_weights(folder)} in {str(dtype).removeprefix('torch.')}; {BEFORE}", use, {"library_name": "transformers", "pipeline_tag": "text-generation"}
 
 
 def _gguf(origin: Origin, folder: Path, kind: str) -> Told:
@@ -252,7 +253,7 @@ def _gguf(origin: Origin, folder: Path, kind: str) -> Told:
     _copied((path for path in origin.student.iterdir() if path.suffix not in KEPT), folder)
     bits = 8 * file.stat().st_size / sum(weight.numel() for weight in module.parameters())
     use = f'```bash\nllama-server --model {file.name}\n```\n\nor transformers: `from_pretrained("{{folder}}", gguf_file="{file.name}")`.'
-    return f"GGUF, {kind}, {_weights(folder)}, {bits:.1f} bits a weight", use, {"library_name": "gguf", "tags": ["gguf"]}
+    return f"GGUF, {kind}, {_weights(folder)}, {bits:.1f} bits a weight; {BEFORE}", use, {"library_name": "gguf", "tags": ["gguf"]}
 
 
 def _weights(folder: Path) -> str:

@@ -18,6 +18,7 @@ import limbeck as lb
 from limbeck import llamacpp
 from limbeck.errors import ModelError
 from limbeck.gguf_writer import ROUNDED, About, interleaved, write_gguf
+from limbeck.licences import of_model
 from limbeck.machine import Opening
 from limbeck.models import Model, module_of, open_model
 from limbeck.quickstart import converted, packaged_teacher
@@ -157,6 +158,14 @@ def test_numbers_that_cannot_be_kept_are_refused(tmp_path) -> None:
         made.lm_head.weight[3, 3] = math.nan
     with pytest.raises(ModelError, match="not all finite"):
         write_gguf(made, vocabulary, tmp_path / "y.gguf", "q8_0", About("x"))
+
+
+def test_the_file_alone_says_under_what_licences_it_is(tmp_path) -> None:
+    place = students.folder(tmp_path / "student")
+    (place / "README.md").write_text("---\nlicense: [apache-2.0, mit]\n---\n")
+    made = lb.export(place, tmp_path / "out", "gguf")
+    (made.folder / "student-q8_0.gguf").rename(tmp_path / "alone.gguf")
+    assert [each.name for each in of_model(str(tmp_path / "alone.gguf"))] == ["apache-2.0", "mit"]
 
 
 # Mixtures that llama.cpp makes
