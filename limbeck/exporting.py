@@ -234,7 +234,11 @@ def _vllm(origin: Origin, folder: Path, kind: str) -> Told:
     path = "/v1/chat/completions" if vocabulary.has_template else "/v1/completions"
     use = f"```bash\nvllm serve {{folder}}\n```\n\nAsk it at `{path}`."
     use += "" if vocabulary.has_template else " It has no chat template: dialogues need `--chat-template`."
-    return f"vLLM, {_weights(folder)} in {str(dtype).removeprefix('torch.')}; {BEFORE}", use, {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    return (
+        f"vLLM, {_weights(folder)} in {str(dtype).removeprefix('torch.')}; {BEFORE}",
+        use,
+        {"library_name": "transformers", "pipeline_tag": "text-generation"},
+    )
 
 
 def _gguf(origin: Origin, folder: Path, kind: str) -> Told:
