@@ -54,6 +54,25 @@ def steps() -> str:
     return "\n\n".join([*tables, _machine(found)])
 
 
+def export_gguf() -> str:
+    """What rounding for llama.cpp costs."""
+    found = results("export_gguf")
+
+    def nats(told: dict[str, Any]) -> str:
+        low, high = told["interval"]
+        return f"{told['kl_nats']:.4f} ({low:.4f} to {high:.4f})" if high >= 1e-4 else "under 0.0001"
+
+    rows = [
+        [f"`{kind}`", f"{each['MB']:.0f}", f"{each['bits_a_weight']:.1f}", nats(each["transformers"]), nats(each["llama.cpp"]),
+         f"{100 * each['same_likeliest']:.1f} %"]
+        for kind, each in found["kinds"].items()
+    ]  # fmt: skip
+    columns = ["", "MB", "bits a weight", "KL in transformers (nats)", "KL in llama.cpp (nats)", "same likeliest token there"]
+    machine = found["machine"]
+    return (f"{table(columns, rows)}\n\n{found['texts']} answers of its own, {found['tokens']:,} tokens; 95 % intervals by bootstrap over answers. "
+            f"transformers {machine['transformers']}, llama-cpp-python {machine['llama-cpp-python']}.")  # fmt: skip
+
+
 def start() -> str:
     """Seconds until the command line answers."""
     found = results("start")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from limbeck.examples import read_examples as read_examples
     from limbeck.examples import write_examples as write_examples
     from limbeck.experts import Experts as Experts
+    from limbeck.exporting import export as export
     from limbeck.features import Attentions as Attentions
     from limbeck.features import HiddenStates as HiddenStates
     from limbeck.guidance import Guided as Guided
@@ -117,6 +118,7 @@ _WHERE = {
     "evaluate": "Accuracy Likelihood Verified",
     "examples": "read_examples write_examples",
     "experts": "Experts",
+    "exporting": "export",
     "features": "Attentions HiddenStates",
     "guidance": "Guided Itself Privileged",
     "herding": "Herding",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck.cli_evaluate import evaluate
+from limbeck.cli_export import export
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 from limbeck.terminal import show_table as _table
 
@@ -256,6 +257,9 @@ def report(
     from limbeck.report import report as draw
 
     print(f"report: {draw(runs, out or runs[0] / 'report.html')}")
+
+
+app.command()(export)
 
 
 @app.command()
