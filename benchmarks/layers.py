@@ -3,11 +3,11 @@
     python benchmarks/layers.py --work FOLDER    # an hour of one core, half of it choosing; what is in FOLDER is not made again
 
 The student is the teacher without its least influential layers. It learns on the teacher's answers to the quickstart's prompts, by
-`ForwardKL()` alone, with `HiddenStates("even")` beside it, and with `Attentions("even")`. Distance and weight of each are
-chosen with seed 0, on answers kept back from learning; nothing of what is published saw them: seeds 1 to 5, held-out prompts. A seed is
-another order of the rows. Said: KL on held-out text, the mean over seeds with its t interval; of each arm, by how much it is lower than the
-forward KL alone with the same seed; what a step takes, in turn with the others, as a share of the forward KL's alone within each round. Hoped
-for: a difference above 0, the whole of its interval.
+`ForwardKL()` alone, with `HiddenStates("even")` beside it, with `Attentions("even")`, and with both. Distance and weight of each are
+chosen with seed 0, each by itself beside the forward KL, on answers kept back from learning; nothing of what is published saw them: seeds
+1 to 5, held-out prompts. A seed is another order of the rows. Said: KL on held-out text, the mean over seeds with its t interval; of each
+arm, by how much it is lower than the forward KL alone with the same seed; what a step takes, in turn with the others, as a share of the
+forward KL's alone within each round. Hoped for: a difference above 0, the whole of its interval.
 Writes `benchmarks/results/layers.json` and `.svg`.
 """
 
@@ -138,7 +138,7 @@ def main() -> None:
         return found
 
     states, attentions = (chosen(several, lambda arm: run(arm, 0, "choose")["kl_nats"]) for several in (STATES, ATTENTIONS))
-    arms: dict[str, Arm] = {"alone": [], "states": [states], "attention": [attentions]}
+    arms: dict[str, Arm] = {"alone": [], "states": [states], "attention": [attentions], "both": [states, attentions]}
     found = {name: [run(arm, seed, "held-out") for seed in SEEDS] for name, arm in arms.items()}
     tried = {spelt([each]): round(run([each], 0, "choose")["kl_nats"], 4) for each in [*STATES, *ATTENTIONS]}
     start = once(work / "found" / "start.json", lambda: measured(student, recipe_of(student, teacher, data), data["held-out"]))
