@@ -34,7 +34,7 @@ from limbeck.sources import Share
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, SEQUENCES, TOKENS, RATE, SEEDS, KEPT_BACK = 30, 4, 96, 1e-3, (1, 2, 3, 4, 5), 40
-ROUNDS = 7
+LAYERS, ROUNDS = 6, 7
 STATES = [
     weight * lb.HiddenStates("even", distance)
     for distance, weight in (("cosine", 3.0), ("cosine", 30.0), ("mse", 0.003), ("mse", 0.03), ("mse", 0.1))
@@ -129,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     teacher = str(converted(packaged_teacher()))
     data = parted(work, teacher)
-    student = speculation.cut(teacher, work / "corpus" / "corpus.jsonl", work / f"cut-{speculation.LAYERS}")
+    student = speculation.cut(teacher, work / "corpus" / "corpus.jsonl", work / f"cut-{LAYERS}", LAYERS)
 
     def run(arm: Arm, seed: int, text: str) -> dict[str, Any]:
         name = f"{seed}-" + "-".join(["kl", *(f"{type(each).__name__}-{getattr(each, 'distance', '')}-{each.weight:g}" for each in arm)])
@@ -142,7 +142,7 @@ def main() -> None:
     found = {name: [run(arm, seed, "held-out") for seed in SEEDS] for name, arm in arms.items()}
     tried = {spelt([each]): round(run([each], 0, "choose")["kl_nats"], 4) for each in [*STATES, *ATTENTIONS]}
     start = once(work / "found" / "start.json", lambda: measured(student, recipe_of(student, teacher, data), data["held-out"]))
-    settings = {"steps": STEPS, "sequences": SEQUENCES, "max_tokens": TOKENS, "learning_rate": RATE, "student_layers": speculation.LAYERS,
+    settings = {"steps": STEPS, "sequences": SEQUENCES, "max_tokens": TOKENS, "learning_rate": RATE, "student_layers": LAYERS,
                 "teacher_layers": 30, "seeds": list(SEEDS), "held_out_tokens": start["tokens"], "kept_back": KEPT_BACK}  # fmt: skip
     taken = once(work / "found" / "costs.json", lambda: costs(arms, student, teacher, data))
     table = {
