@@ -39,10 +39,10 @@ SHUFFLED, MORE = "shuffled", "length, as many tokens"
 class Setting:
     """How all learn; pace: of the steps, after which share of them a curriculum has reached all rows; start: the share of rows it begins with."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     pace: float = 0.5
     start: float = 0.1
-    steps: int = 800
+    steps: int = 400
     rows: int = 8000
     every: int = 50
 
@@ -70,7 +70,7 @@ def mixed(count: int, seed: int) -> list[Row]:
 class BySize(Evaluation):
     """Reward and greedy accuracy on held-out problems of each size, and their means over sizes."""
 
-    rows: int = 200
+    rows: int = 150
     part: str = "test"
     name: str = "solved"
 

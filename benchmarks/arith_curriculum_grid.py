@@ -13,9 +13,9 @@ from arith_curriculum import LOOKS, SHUFFLED, Setting, ran
 from arith_lab import Figures, Lab, experiment, publish
 
 TRIED = {
-    **{f"{SHUFFLED}: {rate:g}": (SHUFFLED, Setting(rate)) for rate in (1.5e-3, 3e-3, 6e-3, 1.2e-2)},
+    **{f"{SHUFFLED}: {rate:g}": (SHUFFLED, Setting(rate)) for rate in (6e-3, 1.2e-2)},
     **{f"length: {rate:g}: pace {pace:g}: start {start:g}": ("length", Setting(rate, pace, start))
-       for rate, pace, start in ((3e-3, 0.5, 0.1), (3e-3, 0.5, 0.3), (6e-3, 0.5, 0.1), (6e-3, 1.0, 0.1))},
+       for rate, pace, start in ((6e-3, 0.5, 0.1), (1.2e-2, 0.5, 0.1), (6e-3, 1.0, 0.1))},
 }  # fmt: skip
 
 
