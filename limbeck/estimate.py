@@ -281,7 +281,8 @@ def _inside_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy, load: Load
 
     States, for each of T tokens: those of each of the student's layers D b and of the teacher's D' b', and of each pair 4 D' for their difference;
     where widths differ, each pair's projection with its gradient and moments 16 D D' besides. Attention: the teacher's queries and keys of
-    each layer (the student's stand among its activations), and of `ROWS` rows at once six float32 copies over H heads and K keys.
+    each layer and the gradient of the student's (which stand among its activations themselves), and of `ROWS` rows at once six float32
+    copies over H heads and K keys. Found with 9 heads, T = 2048, 512 keys: that, and up to 30 MB a layer of holes in the heap.
     """
     tokens, total, copies = max(recipe.tokens_per_pass, load.longest_tokens), 0, 0
     for term in (each for each in recipe.objective.feature_terms if isinstance(each, LayerTerm)):
@@ -291,7 +292,7 @@ def _inside_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy, load: Load
             total += tokens * (len(mapped) * (student.width * numbers[0] + 4 * teacher.width) + theirs * teacher.width * numbers[1])
             total += len(mapped) * 16 * student.width * teacher.width * (student.width != teacher.width)
         else:
-            total += tokens * theirs * teacher.queries_keys * numbers[1]
+            total += tokens * (len(mapped) * student.queries_keys * numbers[0] + theirs * teacher.queries_keys * numbers[1])
             copies = 6 * 4 * ROWS * max(student.heads, teacher.heads) * (load.longest_tokens or tokens)
     return total + copies
 

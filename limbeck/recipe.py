@@ -131,8 +131,8 @@ def _another_vocabulary(term: Term, recipe: Recipe) -> str | None:
         said = ", ".join(sorted(says)) or "nothing"
         return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {who} says {said}; give Aligned(Local(model))"
     if term.needs & INSIDE:
-        return (f"{term.name} compares layers token by token, and {who} says nothing of them, as its teacher reads other tokens; give a Local teacher "
-                f"of the student's vocabulary, or leave {term.name} out")  # fmt: skip
+        return (f"{term.name} compares layers token by token, and {who}, whose teacher reads other tokens, says nothing of them; give a Local "
+                f"teacher of the student's vocabulary, or leave {term.name} out")  # fmt: skip
     able = " or ".join(name for name, each in {"SpanLikelihood()": across.SpanLikelihood, "Gold()": across.Gold}.items() if each.needs & says)
     return f"{term.name} compares outcomes of one vocabulary, and {who} teaches across two; give {able}, or a teacher of the student's vocabulary"
 
