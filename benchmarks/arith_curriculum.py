@@ -40,7 +40,7 @@ class Setting:
     """How all learn; pace: of the steps, after which share of them a curriculum has reached all rows; start: the share of rows it begins with."""
 
     learning_rate: float = 6e-3
-    pace: float = 0.5
+    pace: float = 1.0
     start: float = 0.1
     steps: int = 400
     rows: int = 8000
