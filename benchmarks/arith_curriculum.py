@@ -5,11 +5,11 @@
 A student of 94,000 weights learns from nothing: right answers to problems of 4, 6, 8 and 10 digits, as many of each, and beside them the
 distributions of a teacher who was taught such a mixture (forward KL). The rows, the start, the rows of a step and the learning rate are the
 same; what differs is which rows come when: shuffled; easy to hard by length, by how unsure the teacher is, by a column (the sum, as large
-sums are the rarest tokens); or sizes in proportion to what the student still lacks. Short rows have fewer
-tokens: equal steps are fewer tokens where they come first, so that "length, as many tokens" goes on until it has learnt from
-as many as the shuffled run; the tokens of all stand beside them. Reward (share of draws at temperature 1 whose sum is right) and greedy
-accuracy are looked at halfway and at the end, by size, on problems that nobody learnt from; their mean over sizes is the figure. Learning
-rate and pace were chosen by `arith_curriculum_grid.py`, with seed 0 on development problems. A seed is other rows, another start and order.
+sums are the rarest tokens); or sizes in proportion to what the student still lacks. Short rows have fewer tokens: equal steps are fewer
+tokens where they come first, so that "length, as many tokens" goes on until it has learnt from as many as the shuffled run; the tokens
+of all stand beside them. Reward (share of draws at temperature 1 whose sum is right) and greedy accuracy are looked at halfway and at
+the end, by size, on problems that nobody learnt from; their mean over sizes is the figure. Learning rate and pace were chosen by
+`arith_curriculum_grid.py`, with seed 0 on development problems. A seed is other rows, another start and another order.
 Published: easy to hard learns faster, and ends no worse. Writes `arith_curriculum.json` and `.svg`.
 """
 
@@ -145,7 +145,7 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     gains = {arm: {figure: difference(arms, arm, SHUFFLED, figure)
                    for when in ("the middle", "the end") for figure in (f"reward at {when}", f"accuracy at {when}")}
              for arm in CURRICULA if arm in arms}  # fmt: skip
-    settings = {"sizes": SIZES, "sequences": SEQUENCES, "student": asdict(OWN), **asdict(SETTING)}
+    settings = {"sizes": SIZES, "sequences": SEQUENCES, "student": asdict(OWN), "tested": BySize().rows, **asdict(SETTING)}
     knows = lab.once("cast/mixed", lambda: BySize().run(lb.Student(teacher(lab), dtype="float32").load(1), lb.Silent()))
     publish(lab.name, {"settings": settings, "teacher": knows, "above_shuffled": gains, "summary": means, "arms": arms})
     lines = {arm: [point(each[f"tokens at {when}"]["mean"] / 1000, each[f"reward at {when}"]) for when in LOOKS] for arm, each in means.items()}
