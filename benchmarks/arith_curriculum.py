@@ -30,8 +30,8 @@ from limbeck.sources import Share
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 
-SIZES, SEQUENCES, OWN = (4, 6, 8, 10), 64, Size(2, 64)
-LOOKS = ("a quarter", "the middle", "three quarters", "the end")
+SIZES, OWN = (4, 6, 8, 10), Size(2, 64)
+LOOKS = ("the middle", "the end")
 SHUFFLED, MORE = "shuffled", "length, as many tokens"
 
 
@@ -43,7 +43,8 @@ class Setting:
     pace: float = 1.0
     start: float = 0.1
     steps: int = 400
-    rows: int = 8000
+    rows: int = 4000
+    sequences: int = 32
     every: int = 50
 
 
@@ -69,7 +70,7 @@ def mixed(count: int, seed: int) -> list[Row]:
 class BySize(Evaluation):
     """Reward and greedy accuracy on held-out problems of each size, and their means over sizes."""
 
-    rows: int = 150
+    rows: int = 100
     part: str = "test"
     name: str = "solved"
 
@@ -91,13 +92,13 @@ def teacher(lab: Lab) -> str:
     if not (folder / "student").exists():
         data = write_rows(lab.work / "cast" / "mixed.jsonl", mixed(32000, 1001))
         who = student(Size(3, 96).folder(lab.work / "cast" / "mixed-untaught", 1), 2e-3)
-        lb.distill(lb.Recipe(who, lb.Corpus(data, sequences=SEQUENCES), steps=1800, tokens_per_pass=PASS, save_every=None, seed=1), folder)
+        lb.distill(lb.Recipe(who, lb.Corpus(data, sequences=64), steps=1800, tokens_per_pass=PASS, save_every=None, seed=1), folder)
     return str(folder / "student")
 
 
 def source(arm: str, setting: Setting, path: str) -> lb.Source:
     """The rows, in the order of an arm."""
-    rows = lb.Corpus(path, sequences=SEQUENCES)
+    rows = lb.Corpus(path, sequences=setting.sequences)
     if arm == SHUFFLED:
         return rows
     pace = max(1, round(setting.pace * setting.steps))
@@ -114,20 +115,19 @@ def as_many_tokens(mine: lb.Source, other: lb.Source, steps: int, who: lb.Studen
 
 
 def ran(lab: Lab, arm: str, seed: int, folder: Path, setting: Setting, part: str = "test") -> Figures:
-    """One run: tokens, and the figures at each quarter of its steps."""
+    """One run: tokens, and the figures halfway and at the end."""
     path = write_rows(folder / "text.jsonl", mixed(setting.rows, 700 + seed))
     learns, who = student(OWN.folder(folder / "own", seed), setting.learning_rate), lb.Local(teacher(lab), dtype="float32")
     rows, steps = source(arm, setting, path), setting.steps
     if arm == MORE:
-        quarters = -(-as_many_tokens(rows, source(SHUFFLED, setting, path), steps, learns, seed) // 4)
-        steps = 4 * quarters
+        steps = 2 * -(-as_many_tokens(rows, source(SHUFFLED, setting, path), steps, learns, seed) // 2)
     recipe = lb.Recipe(learns, rows, who, lb.ForwardKL(), steps=steps, tokens_per_pass=PASS, seed=seed, save_every=None,
-                       evaluations=[BySize(part=part)], evaluate_every=steps // 4)  # fmt: skip
+                       evaluations=[BySize(part=part)], evaluate_every=steps // 2)  # fmt: skip
     lb.distill(recipe, folder / "run")
     tokens = list(accumulate(row["tokens"] for row in read_jsonl(folder / "run" / "metrics.jsonl") if "evaluation" not in row))
     figures: Figures = {"steps": steps}
     for place, when in enumerate(LOOKS, 1):
-        step = place * steps // 4
+        step = place * steps // len(LOOKS)
         figures[f"tokens at {when}"] = tokens[step - 1]
         for name in ("reward", "accuracy", *(f"{figure} of {size}" for figure in ("reward", "accuracy") for size in SIZES)):
             figures[f"{name} at {when}"] = looks(folder / "run", name)[step]
@@ -143,12 +143,15 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     """Write it down."""
     means = {arm: summary(by_seed) for arm, by_seed in arms.items()}
     gains = {arm: {figure: difference(arms, arm, SHUFFLED, figure)
-                   for when in ("the middle", "the end") for figure in (f"reward at {when}", f"accuracy at {when}")}
+                   for when in LOOKS for figure in (f"reward at {when}", f"accuracy at {when}")}
              for arm in CURRICULA if arm in arms}  # fmt: skip
-    settings = {"sizes": SIZES, "sequences": SEQUENCES, "student": asdict(OWN), "tested": BySize().rows, **asdict(SETTING)}
+    settings = {"sizes": SIZES, "student": asdict(OWN), "tested": BySize().rows, **asdict(SETTING)}
     knows = lab.once("cast/mixed", lambda: BySize().run(lb.Student(teacher(lab), dtype="float32").load(1), lb.Silent()))
     publish(lab.name, {"settings": settings, "teacher": knows, "above_shuffled": gains, "summary": means, "arms": arms})
-    lines = {arm: [point(each[f"tokens at {when}"]["mean"] / 1000, each[f"reward at {when}"]) for when in LOOKS] for arm, each in means.items()}
+    lines = {
+        arm: [(0.0, 0.0, 0.0, 0.0), *(point(each[f"tokens at {when}"]["mean"] / 1000, each[f"reward at {when}"]) for when in LOOKS)]
+        for arm, each in means.items()
+    }
     draw(lab.name, plot(lines, "thousand tokens learnt from", "reward", "Additions of 4 to 10 digits, by the order of the rows"))
 
 
