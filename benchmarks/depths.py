@@ -4,17 +4,20 @@
 
 `limbeck shrink` leaves 24, 18, 12 or 6 of thirty layers, `--by influence` or `--by even`. Influence is measured on the answers that the
 students then learn from, never on held-out text. Said of each: KL of the teacher to the student and perplexity on the teacher's answers to
-other prompts, as cut, with 95 % intervals of the bootstrap over sequences, paired where two are compared; and after a short distillation by
-forward KL, means over seeds with t intervals, compared seed by seed. Steps and learning rate are one pair of usual numbers for all, tuned on
+other prompts, as cut, with 95 % intervals of the bootstrap over sequences, paired where two are compared; and, of 12 and 6 layers, after a
+short distillation by forward KL, means over seeds with t intervals, compared seed by seed. Steps and learning rate are one pair of usual numbers for all, tuned on
 nothing; a seed is another order of the rows, the same for both ways.
 Published: by influence is better without training; with it, little is left of that.
 Writes `benchmarks/results/depths.json` and `.svg`.
 """
 
 import argparse
+import copy
 import math
 import os
 import statistics
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,41 +27,30 @@ from layers import once, parted
 from measure import machine
 
 import limbeck as lb
+from limbeck import prune
 from limbeck.batch import Batch
 from limbeck.evaluate.likelihood import interval
-from limbeck.files import write_json, write_text
+from limbeck.files import new_folder, write_json, write_text
+from limbeck.licences import of_model, record
+from limbeck.loss import Outputs, measure
 from limbeck.machine import Opening
-from limbeck.models import open_model
+from limbeck.models import Model, open_model
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.quickstart import converted, packaged_teacher
-from limbeck.shrink import Shape, shrink
+from limbeck.shrink import LONGEST, LOOKED_AT, PASS
 from limbeck.sources import texts_of
+from limbeck.targets import Dense
 
 RESULTS = Path(__file__).parent / "results"
 Way = Literal["influence", "even"]
 WAYS: tuple[Way, Way] = ("influence", "even")
-DEPTHS, WHOLE, SEEDS = (24, 18, 12, 6), 30, (1, 2, 3)
+DEPTHS, TAUGHT, WHOLE, SEEDS = (24, 18, 12, 6), (12, 6), 30, (1, 2, 3)
 STEPS, SEQUENCES, TOKENS, RATE = 20, 4, 96, 3e-4
-READ = 256
+FIGURES = ("kl_nats", "ce_nats")
+READ = 128
 """Tokens of a sequence that a student is measured on."""
 Sums = dict[str, list[float]]
 """Of every sequence: tokens, nats of KL(teacher || student), nats of the text."""
-
-
-def of_sequences(student: str, teacher: str, text: str) -> Sums:
-    """What a student is worth on each sequence."""
-    who, scorer = recipe(student, teacher, text).open_pair()
-    batch, found = Batch.of(texts_of(text, who.live.vocabulary, READ, 64), "teacher"), list[tuple[float, ...]]()
-    cuts = batch.cuts(2048)
-    parts = [batch.select(cut) for cut in cuts]
-    places = [place for cut in cuts for place in cut]
-    for part, said in zip(parts, scorer.score(parts), strict=True):
-        nats = who.measure(part, said, Objective([lb.ForwardKL(), CrossEntropy()]))
-        columns = [torch.bincount(part.sequence_N, weights=each_N.double(), minlength=len(part)).tolist()
-                   for each_N in (torch.ones(len(part.places_N)), nats["ForwardKL"], nats["CrossEntropy"])]  # fmt: skip
-        found += zip(*columns, strict=True)
-    ordered = [each for _, each in sorted(zip(places, found, strict=True))]
-    return {name: [each[place] for each in ordered] for place, name in enumerate(("tokens", "kl_nats", "ce_nats"))}
 
 
 def recipe(student: str, teacher: str, text: str, seed: int = 0) -> lb.Recipe:
@@ -109,23 +101,68 @@ def seed_by_seed(one: list[Sums], other: list[Sums], figure: str) -> dict[str, A
 
 
 class Bench:
-    """Text, students and what was found of them, below one folder."""
+    """Text, the teacher and its cuts, and what was found of them, below one folder."""
 
     def __init__(self, work: Path) -> None:
         self.work, self.teacher = work, str(converted(packaged_teacher()))
         self.data = parted(work, self.teacher)
+        self.whole = open_model(self.teacher, Opening("float32"))
+        held = Batch.of(texts_of(self.data["held-out"], self.whole.vocabulary, READ, 64), "teacher")
+        self.places = held.cuts(2048)
+        self.parts = [held.select(cut) for cut in self.places]
+        self.said = [Dense(each.hidden_ND, each.head, "whole") for each in map(self.read, repeat(self.whole), self.parts)]
 
-    def cut(self, depth: int, way: Way) -> str:
-        """A student of so many layers, made where it is not there."""
-        folder = self.work / f"{way}-{depth}"
+    @staticmethod
+    @torch.no_grad()
+    def read(model: Model, part: Batch) -> Outputs:
+        """A pass."""
+        return model.forward(part)
+
+    def of_sequences(self, model: Model) -> Sums:
+        """What a student is worth on each held-out sequence."""
+        found = dict[int, tuple[float, ...]]()
+        for places, part, said in zip(self.places, self.parts, self.said, strict=True):
+            nats = measure(self.read(model, part), said, part, Objective([lb.ForwardKL(), CrossEntropy()]))
+            columns = [torch.bincount(part.sequence_N, weights=each_N.double(), minlength=len(part)).tolist()
+                       for each_N in (torch.ones(len(part.places_N)), nats["ForwardKL"], nats["CrossEntropy"])]  # fmt: skip
+            found |= dict(zip(places, zip(*columns, strict=True), strict=True))
+        return {name: [found[place][n] for place in sorted(found)] for n, name in enumerate(("tokens", "kl_nats", "ce_nats"))}
+
+    @cached_property
+    def influence(self) -> list[float]:
+        """Of each layer, on what students learn from: as `limbeck shrink --data` measures it."""
+
+        def found() -> dict[str, Any]:
+            texts = texts_of(self.data["learn"], self.whole.vocabulary, LONGEST, LOOKED_AT)
+            return {"by_layer": rounded(prune.influence(self.whole, Batch.of(texts, "teacher").split(PASS)).tolist())}
+
+        return once(self.work / "depths" / "influence.json", found)["by_layer"]
+
+    def kept(self, depth: int, way: Way) -> list[int]:
+        """Which layers stay."""
+        return prune.evenly(WHOLE, depth) if way == "even" else prune.least_influential(torch.tensor(self.influence), depth)
+
+    def cut(self, depth: int, way: Way) -> Model:
+        """The student, open."""
+        made = copy.copy(self.whole)
+        made.module = copy.deepcopy(self.whole.module)
+        prune.by_depth(made, self.kept(depth, way))
+        return made
+
+    def folder(self, depth: int, way: Way) -> str:
+        """The student as a folder, made where it is not there."""
+        folder = self.work / "cuts" / f"{way}-{depth}"
         if not folder.exists():
-            shrink(self.teacher, Shape(layers=depth, by=way), folder, self.data["learn"])
+            with new_folder(folder) as made:
+                prune.save(self.cut(depth, way), made)
+                record(made, of_model(self.teacher))
         return str(folder)
 
     def before(self, depth: int, way: Way) -> Sums:
         """On held-out text, as cut."""
-        name = self.work / "depths" / f"{way}-{depth}-cut.json"
-        return once(name, lambda: of_sequences(self.cut(depth, way), self.teacher, self.data["held-out"]))
+        found = once(self.work / "depths" / f"{way}-{depth}-cut.json", lambda: self.of_sequences(self.cut(depth, way)))
+        print(way, depth, as_cut(found), flush=True)
+        return found
 
     def after(self, depth: int, way: Way, seed: int) -> Sums:
         """On held-out text, once it has learnt."""
@@ -134,18 +171,12 @@ class Bench:
         def learnt() -> Sums:
             out = self.work / "runs" / name
             if not (out / "student").exists():
-                lb.distill(recipe(self.cut(depth, way), self.teacher, self.data["learn"], seed), out)
-            return of_sequences(str(out / "student"), self.teacher, self.data["held-out"])
+                lb.distill(recipe(self.folder(depth, way), self.teacher, self.data["learn"], seed), out)
+            return self.of_sequences(open_model(str(out / "student"), Opening("float32")))
 
         found = once(self.work / "depths" / f"{name}.json", learnt)
         print(name, round(mean(found, "kl_nats"), 4), flush=True)
         return found
-
-    def kept(self, depth: int, way: Way) -> list[int]:
-        """Which layers a student has, found by their weights."""
-        whole, some = (open_model(name, Opening("float32")).causal.get_decoder().layers for name in (self.teacher, self.cut(depth, way)))
-        weights = [layer.mlp.up_proj.weight for layer in whole]
-        return [next(place for place, each in enumerate(weights) if torch.equal(each, layer.mlp.up_proj.weight)) for layer in some]
 
 
 def main() -> None:
@@ -156,28 +187,28 @@ def main() -> None:
     bench, depths = Bench(parser.parse_args().work), dict[str, Any]()
     cuts = {depth: {way: bench.before(depth, way) for way in WAYS} for depth in DEPTHS}
     for depth, cut in cuts.items():
+        depths[str(depth)] = {"kept": {way: bench.kept(depth, way) for way in WAYS}, "as_cut": {way: as_cut(cut[way]) for way in WAYS},
+                              "influence_lower_by": {"as_cut": {figure: lower_by(*cut.values(), figure) for figure in FIGURES}}}  # fmt: skip
+    publish(depths, bench)
+    for depth in TAUGHT:
         taught = {way: [bench.after(depth, way, seed) for seed in SEEDS] for way in WAYS}
-        depths[str(depth)] = {
-            "kept": {way: bench.kept(depth, way) for way in WAYS},
-            "as_cut": {way: as_cut(cut[way]) for way in WAYS},
-            "taught": {way: after(taught[way]) for way in WAYS},
-            "influence_lower_by": {
-                "as_cut": {figure: lower_by(*cut.values(), figure) for figure in ("kl_nats", "ce_nats")},
-                "taught": {figure: seed_by_seed(*taught.values(), figure) for figure in ("kl_nats", "ce_nats")},
-            },
-        }
-        publish(depths, cut["even"])
+        depths[str(depth)]["taught"] = {way: after(taught[way]) for way in WAYS}
+        depths[str(depth)]["influence_lower_by"]["taught"] = {figure: seed_by_seed(*taught.values(), figure) for figure in FIGURES}
+        publish(depths, bench)
 
 
-def publish(depths: dict[str, Any], sums: Sums) -> None:
+def publish(depths: dict[str, Any], bench: Bench) -> None:
     """What is known so far."""
+    tokens = [len(part.tokens_N) for part in bench.parts]
     settings = {"teacher_layers": WHOLE, "steps": STEPS, "sequences": SEQUENCES, "max_tokens": TOKENS, "learning_rate": RATE, "seeds": list(SEEDS),
-                "held_out_sequences": len(sums["tokens"]), "held_out_tokens": int(sum(sums["tokens"]))}  # fmt: skip
-    write_json(RESULTS / "depths.json", {"machine": machine(), "settings": settings, "depths": depths})
-    lines = {f"{way}, {what}": [(float(depth), each[key][way]["kl_nats"], *each[key][way]["interval"]) for depth, each in depths.items()]
+                "held_out_sequences": sum(map(len, bench.parts)), "held_out_tokens": sum(tokens)}  # fmt: skip
+    write_json(RESULTS / "depths.json", {"machine": machine(), "settings": settings, "influence": bench.influence, "depths": depths})
+    lines = {f"{way}, {what}": [(float(depth), each[key][way]["kl_nats"], *each[key][way]["interval"]) for depth, each in depths.items() if key in each]
              for key, what in (("as_cut", "as cut"), ("taught", f"after {STEPS} steps")) for way in WAYS}  # fmt: skip
     title = f"KL of SmolLM2 to students of some of its {WHOLE} layers"
-    write_text(RESULTS / "depths.svg", plot(lines, "layers that stay", "nats a token, held out", title))
+    write_text(
+        RESULTS / "depths.svg", plot({name: line for name, line in lines.items() if line}, "layers that stay", "nats a token, held out", title)
+    )
 
 
 if __name__ == "__main__":
