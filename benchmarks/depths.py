@@ -5,8 +5,8 @@
 `limbeck shrink` leaves 24, 18, 12 or 6 of thirty layers, `--by influence` or `--by even`. Influence is measured on the answers that the
 students then learn from, never on held-out text. Said of each: KL of the teacher to the student and perplexity on the teacher's answers to
 other prompts, as cut, with 95 % intervals of the bootstrap over sequences, paired where two are compared; and, of 12 and 6 layers, after a
-short distillation by forward KL, means over seeds with t intervals, compared seed by seed. Steps and learning rate are one pair of usual numbers for all, tuned on
-nothing; a seed is another order of the rows, the same for both ways.
+short distillation by forward KL, means over seeds with t intervals, compared seed by seed. Steps and learning rate are one pair of usual
+numbers for all, tuned on nothing; a seed is another order of the rows, the same for both ways.
 Published: by influence is better without training; with it, little is left of that.
 Writes `benchmarks/results/depths.json` and `.svg`.
 """
@@ -203,12 +203,12 @@ def publish(depths: dict[str, Any], bench: Bench) -> None:
     settings = {"teacher_layers": WHOLE, "steps": STEPS, "sequences": SEQUENCES, "max_tokens": TOKENS, "learning_rate": RATE, "seeds": list(SEEDS),
                 "held_out_sequences": sum(map(len, bench.parts)), "held_out_tokens": sum(tokens)}  # fmt: skip
     write_json(RESULTS / "depths.json", {"machine": machine(), "settings": settings, "influence": bench.influence, "depths": depths})
-    lines = {f"{way}, {what}": [(float(depth), each[key][way]["kl_nats"], *each[key][way]["interval"]) for depth, each in depths.items() if key in each]
+    lines = {f"{way}, {what}": [(float(depth), each[key][way]["kl_nats"], *each[key][way]["interval"])
+                                for depth, each in depths.items() if key in each]
              for key, what in (("as_cut", "as cut"), ("taught", f"after {STEPS} steps")) for way in WAYS}  # fmt: skip
+    drawn = {name: line for name, line in lines.items() if line}
     title = f"KL of SmolLM2 to students of some of its {WHOLE} layers"
-    write_text(
-        RESULTS / "depths.svg", plot({name: line for name, line in lines.items() if line}, "layers that stay", "nats a token, held out", title)
-    )
+    write_text(RESULTS / "depths.svg", plot(drawn, "layers that stay", "nats a token, held out", title))
 
 
 if __name__ == "__main__":
