@@ -44,7 +44,7 @@ from limbeck.targets import Dense
 RESULTS = Path(__file__).parent / "results"
 Way = Literal["influence", "even"]
 WAYS: tuple[Way, Way] = ("influence", "even")
-DEPTHS, TAUGHT, WHOLE, SEEDS = (24, 18, 12, 6), (12, 6), 30, (1, 2, 3)
+DEPTHS, TAUGHT, WHOLE, SEEDS = (24, 18, 12, 6), (6, 12), 30, (1, 2, 3)
 STEPS, SEQUENCES, TOKENS, RATE = 20, 4, 96, 3e-4
 FIGURES = ("kl_nats", "ce_nats")
 READ = 128
