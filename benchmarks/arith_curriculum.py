@@ -9,7 +9,8 @@ sums are the rarest tokens); or sizes in proportion to what the student still la
 tokens where they come first, so that "length, as many tokens" goes on until it has learnt from as many as the shuffled run; the tokens
 of all stand beside them. Reward (share of draws at temperature 1 whose sum is right) and greedy accuracy are looked at halfway and at
 the end, by size, on problems that nobody learnt from; their mean over sizes is the figure. Learning rate and pace were chosen by
-`arith_curriculum_grid.py`, with seed 0 on development problems. A seed is other rows, another start and another order.
+`arith_curriculum_grid.py`, with seed 0 on development problems; the arms called longer are as long as the runs there. A seed is other rows,
+another start and another order.
 Published: easy to hard learns faster, and ends no worse. Writes `arith_curriculum.json` and `.svg`.
 """
 
@@ -49,6 +50,8 @@ class Setting:
 
 
 SETTING = Setting()
+LONGER = Setting(steps=800, rows=8000, sequences=64)
+"""As long as the runs by which settings were chosen; dearer, and so of two orders alone."""
 CURRICULA: dict[str, dict[str, Any]] = {
     "length": {"by": "length"},
     MORE: {"by": "length"},
@@ -56,7 +59,8 @@ CURRICULA: dict[str, dict[str, Any]] = {
     "column: the sum": {"by": "sum"},
     "student_gap": {"by": "student_gap", "column": "size"},
 }
-ARMS = [SHUFFLED, *CURRICULA]
+LONG = ", longer"
+ARMS = [SHUFFLED, *CURRICULA, f"{SHUFFLED}{LONG}", f"length{LONG}"]
 
 
 def mixed(count: int, seed: int) -> list[Row]:
@@ -114,7 +118,7 @@ def as_many_tokens(mine: lb.Source, other: lb.Source, steps: int, who: lb.Studen
     return 1 + next(step for step, count in enumerate(counts) if count >= wanted)
 
 
-def ran(lab: Lab, arm: str, seed: int, folder: Path, setting: Setting, part: str = "test") -> Figures:
+def ran(lab: Lab, arm: str, seed: int, folder: Path, setting: Setting, part: str = "test", tested: int = 100) -> Figures:
     """One run: tokens, and the figures halfway and at the end."""
     path = write_rows(folder / "text.jsonl", mixed(setting.rows, 700 + seed))
     learns, who = student(OWN.folder(folder / "own", seed), setting.learning_rate), lb.Local(teacher(lab), dtype="float32")
@@ -122,7 +126,7 @@ def ran(lab: Lab, arm: str, seed: int, folder: Path, setting: Setting, part: str
     if arm == MORE:
         steps = 2 * -(-as_many_tokens(rows, source(SHUFFLED, setting, path), steps, learns, seed) // 2)
     recipe = lb.Recipe(learns, rows, who, lb.ForwardKL(), steps=steps, tokens_per_pass=PASS, seed=seed, save_every=None,
-                       evaluations=[BySize(part=part)], evaluate_every=steps // 2)  # fmt: skip
+                       evaluations=[BySize(tested, part)], evaluate_every=steps // 2)  # fmt: skip
     lb.distill(recipe, folder / "run")
     tokens = list(accumulate(row["tokens"] for row in read_jsonl(folder / "run" / "metrics.jsonl") if "evaluation" not in row))
     figures: Figures = {"steps": steps}
@@ -136,16 +140,16 @@ def ran(lab: Lab, arm: str, seed: int, folder: Path, setting: Setting, part: str
 
 def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
     """One arm."""
-    return ran(lab, arm, seed, folder, SETTING)
+    return ran(lab, arm.removesuffix(LONG), seed, folder, LONGER if arm.endswith(LONG) else SETTING)
 
 
 def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     """Write it down."""
     means = {arm: summary(by_seed) for arm, by_seed in arms.items()}
-    gains = {arm: {figure: difference(arms, arm, SHUFFLED, figure)
+    gains = {arm: {figure: difference(arms, arm, f"{SHUFFLED}{LONG}" if arm.endswith(LONG) else SHUFFLED, figure)
                    for when in LOOKS for figure in (f"reward at {when}", f"accuracy at {when}")}
-             for arm in CURRICULA if arm in arms}  # fmt: skip
-    settings = {"sizes": SIZES, "student": asdict(OWN), "tested": BySize().rows, **asdict(SETTING)}
+             for arm in arms if not arm.startswith(SHUFFLED)}  # fmt: skip
+    settings = {"sizes": SIZES, "student": asdict(OWN), "tested": BySize().rows, **asdict(SETTING), "longer": asdict(LONGER)}
     knows = lab.once("cast/mixed", lambda: BySize().run(lb.Student(teacher(lab), dtype="float32").load(1), lb.Silent()))
     publish(lab.name, {"settings": settings, "teacher": knows, "above_shuffled": gains, "summary": means, "arms": arms})
     lines = {

@@ -6,17 +6,16 @@ The best learning rate of the shuffled rows is for all, curricula too; pace and 
 Writes `arith_curriculum_grid.json`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arith_curriculum import LOOKS, SHUFFLED, Setting, ran
+from arith_curriculum import LONGER, LOOKS, SHUFFLED, ran
 from arith_lab import Figures, Lab, experiment, publish
 
-MORE: dict[str, int] = {"steps": 800, "rows": 8000, "sequences": 64}
-"""Longer runs than those published."""
 TRIED = {
-    **{f"{SHUFFLED}: {rate:g}": (SHUFFLED, Setting(rate, **MORE)) for rate in (1.5e-3, 3e-3, 6e-3)},
-    **{f"length: 0.003: pace {pace:g}: start {start:g}": ("length", Setting(3e-3, pace, start, **MORE))
+    **{f"{SHUFFLED}: {rate:g}": (SHUFFLED, replace(LONGER, learning_rate=rate)) for rate in (1.5e-3, 3e-3, 6e-3)},
+    **{f"length: 0.003: pace {pace:g}: start {start:g}": ("length", replace(LONGER, learning_rate=3e-3, pace=pace, start=start))
        for pace, start in ((0.5, 0.1), (0.5, 0.3), (1.0, 0.1))},
 }  # fmt: skip
 
@@ -24,7 +23,7 @@ TRIED = {
 def make(lab: Lab, arm: str, seed: int, folder: Path) -> Figures:
     """Learn with these settings."""
     way, setting = TRIED[arm]
-    return ran(lab, way, seed, folder, setting, "development")
+    return ran(lab, way, seed, folder, setting, "development", tested=200)
 
 
 def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
