@@ -48,12 +48,12 @@ TEMPERATURES = (1.0, 0.0)
 CLOCKED = ("supervised", "DistillSpec in turn")
 
 
-def cut(teacher: str, answered: Path, folder: Path) -> str:
+def cut(teacher: str, answered: Path, folder: Path, layers: int = LAYERS) -> str:
     """The target without its least influential layers."""
     if not folder.exists():
         whole = open_model(teacher, Opening("float32"))
         texts = texts_of(answered, whole.vocabulary, 1024, limit=40)
-        kept = prune.least_influential(prune.influence(whole, Batch.of(texts, "teacher").split(2048)), LAYERS)
+        kept = prune.least_influential(prune.influence(whole, Batch.of(texts, "teacher").split(2048)), layers)
         prune.by_depth(whole, kept)
         with new_folder(folder) as made:
             prune.save(whole, made)

@@ -292,7 +292,9 @@ def layers() -> str:
             f"{asked['sequences']} answers, learning rate {asked['learning_rate']:g}, {len(asked['seeds'])} seeds. {_machine(found)}")  # fmt: skip
     tried = ", ".join(f"{name.removeprefix('ForwardKL + ')} {value:.3f}" for name, value in found["tried_on_kept_back"].items())
     columns = ["objective", "held-out KL, nats a token", "lower than alone by", "time of a pass, times alone"]
-    return f"{table(columns, rows)}\n\n{said}\n\nTried with seed 0, on answers kept back: {tried}."
+    apart = found["states_lower_than_both_by"]
+    both = f"States alone are lower than both by {apart['mean']:.3f} ({apart['interval'][0]:+.3f} to {apart['interval'][1]:+.3f}), seed by seed."
+    return f"{table(columns, rows)}\n\n{both} {said}\n\nTried with seed 0, on answers kept back: {tried}."
 
 
 def interleaved_cost() -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ModelError
+from limbeck.features import HiddenStates, LayerTerm, pairs
+from limbeck.insides import ROWS
 from limbeck.machine import Precision
 from limbeck.places import NOT_HERE
 from limbeck.prefetch import Prefetch
@@ -74,9 +76,18 @@ class Anatomy:
     @property
     def keys_values(self) -> int:
         """Numbers that a layer remembers of one token."""
-        heads = self.size("num_attention_heads", "n_head") or 1
-        each = self.size("head_dim") or self.width // heads
-        return 2 * each * (self.size("num_key_value_heads") or heads)
+        each = self.size("head_dim") or self.width // self.heads
+        return 2 * each * (self.size("num_key_value_heads") or self.heads)
+
+    @property
+    def heads(self) -> int:
+        """By which a layer attends."""
+        return self.size("num_attention_heads", "n_head") or 1
+
+    @property
+    def queries_keys(self) -> int:
+        """Numbers that a layer attends by, of one token."""
+        return (self.size("head_dim") * self.heads or self.width) + self.keys_values // 2
 
     @property
     def head_rows(self) -> int:
@@ -228,7 +239,7 @@ def memory_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy | None, load
     Learning:  4 P masters (and b P more where the arithmetic has b < 4 bytes: autocast's copy) + 4 M gradients + 8 M moments
                (2 M in 8 bits), of P weights, M of which move; + 4 V D, the head's gradient beside the one that is added up;
                + T (L + 1) a, activations of the T tokens of a pass in L layers: a = 24 D + b (10 D + 4 F) bytes; with activation
-               checkpoints T (4 L D + a).
+               checkpoints T (4 L D + a). Where layers are compared, also what `_inside_bytes` says.
     Writing:   R (2 (p + m) L k b + p a + 16 V), what R rows remember of a prompt of p tokens and m new ones, which is copied as it
                grows, the prompt's pass, and four float32 copies of the logits; the activations of learning are not there then,
                unless the source draws ahead, which takes as many copies of the moving weights too.
@@ -248,6 +259,7 @@ def memory_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy | None, load
     if teacher is not None:
         found["teacher"] = _frozen_bytes(teacher, getattr(recipe.teacher, "quantization", None), width_of(getattr(recipe.teacher, "dtype", "auto")))
     learning = _learning_bytes(recipe, student, load, numbers)
+    learning += _inside_bytes(recipe, student, teacher or student, load, (numbers, width_of(getattr(recipe.teacher, "dtype", "auto"))))
     writing = max((_writing_bytes(source, student, load, numbers) for source in written_by_student(recipe.source)), default=0)
     if isinstance(recipe.source, Prefetch):
         copied = numbers * student.parameters_total if numbers < 4 else 4 * moving
@@ -262,6 +274,27 @@ def _learning_bytes(recipe: Recipe, student: Anatomy, load: Load, numbers: int) 
     kept = 4 * student.width if recipe.student.gradient_checkpointing else one_layer
     head = 0 if recipe.student.lora else 4 * student.head_rows * student.width
     return tokens * (student.layers * kept + one_layer) + head + load.chunk_bytes
+
+
+def _inside_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy, load: Load, numbers: tuple[int, int]) -> int:
+    """What comparing layers adds to a pass; `numbers`: bytes of the student's and of the teacher's.
+
+    States, for each of T tokens: those of each of the student's layers D b and of the teacher's D' b', and of each pair 4 D' for their difference;
+    where widths differ, each pair's projection with its gradient and moments 16 D D' besides. Attention: the teacher's queries and keys of
+    each layer and the gradient of the student's (which stand among its activations themselves), and of `ROWS` rows at once six float32
+    copies over H heads and K keys. Found with 9 heads, T = 2048, 512 keys: that, and up to 30 MB a layer of holes in the heap.
+    """
+    tokens, total, copies = max(recipe.tokens_per_pass, load.longest_tokens), 0, 0
+    for term in (each for each in recipe.objective.feature_terms if isinstance(each, LayerTerm)):
+        mapped = pairs(term.map, student.layers, teacher.layers)
+        theirs = len(set(mapped.values()))
+        if isinstance(term, HiddenStates):
+            total += tokens * (len(mapped) * (student.width * numbers[0] + 4 * teacher.width) + theirs * teacher.width * numbers[1])
+            total += len(mapped) * 16 * student.width * teacher.width * (student.width != teacher.width)
+        else:
+            total += tokens * (len(mapped) * student.queries_keys * numbers[0] + theirs * teacher.queries_keys * numbers[1])
+            copies = 6 * 4 * ROWS * max(student.heads, teacher.heads) * (load.longest_tokens or tokens)
+    return total + copies
 
 
 def _writing_bytes(source: OnPolicy, student: Anatomy, load: Load, numbers: int) -> int:

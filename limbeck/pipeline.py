@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
+from limbeck import aligned
 from limbeck.config import Part, build, override, part, plain, settings_of, to_yaml
 from limbeck.errors import LimbeckError, RecipeError, did_you_mean
 from limbeck.licences import Licence, of_model
@@ -51,10 +52,15 @@ class Generations(Part):
             raise RecipeError(f"an ensemble is of 2 or more of the {self.count} generations, found {self.ensemble}; leave it out for none")
 
     def stages(self, recipe: Recipe, name: str = GENERATION) -> dict[str, Recipe]:
-        """The stages, `name-1` and so on, and `name-ensemble`. Raises RecipeError where the objective asks no teacher."""
+        """The stages, `name-1` and so on, and `name-ensemble`. Raises RecipeError where a generation cannot teach the next by the objective."""
         if self.count > 1 and not recipe.objective.needs:
             terms = " + ".join(term.name for term in recipe.objective.terms)
             raise RecipeError(f"generations teach each other, and {terms} asks no teacher; give ForwardKL(), or one generation")
+        if self.count > 1 and (across := [term.name for term in recipe.objective.terms if term.needs & aligned.SAYS]):
+            raise RecipeError(
+                f"generations teach each other in one vocabulary, and {across[0]} is for a teacher of another; make that a stage of its own, and "
+                "give generations to one after it: teacher: Local('@stage'), objective: ForwardKL()"
+            )
         made = {f"{name}-1": recipe}
         for number in range(2, self.count + 1):
             made[f"{name}-{number}"] = replace(recipe, teacher=_taught_by(recipe, f"{name}-{number - 1}"), seed=recipe.seed + number - 1)

@@ -13,6 +13,7 @@ from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL
 from limbeck.errors import RecipeError
 from limbeck.evaluate import Evaluation
+from limbeck.insides import INSIDE
 from limbeck.licences import Licence, of_model
 from limbeck.objective import CrossEntropy, FeatureTerm, Objective, PolicyGradient, Term
 from limbeck.pairing import between
@@ -129,6 +130,9 @@ def _another_vocabulary(term: Term, recipe: Recipe) -> str | None:
     if term.needs & aligned.SAYS:
         said = ", ".join(sorted(says)) or "nothing"
         return f"{term.name} needs a teacher that says {' or '.join(sorted(term.needs))}; {who} says {said}; give Aligned(Local(model))"
+    if term.needs & INSIDE:
+        return (f"{term.name} compares layers token by token, and {who}, whose teacher reads other tokens, says nothing of them; give a Local "
+                f"teacher of the student's vocabulary, or leave {term.name} out")  # fmt: skip
     able = " or ".join(name for name, each in {"SpanLikelihood()": across.SpanLikelihood, "Gold()": across.Gold}.items() if each.needs & says)
     return f"{term.name} compares outcomes of one vocabulary, and {who} teaches across two; give {able}, or a teacher of the student's vocabulary"
 

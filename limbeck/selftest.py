@@ -23,6 +23,7 @@ from limbeck.divergence import Divergence, ForwardKL
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.loss import Outputs, measure, row_loss
 from limbeck.objective import CrossEntropy, Objective, RowTerm, Term, TokenRows, reach
+from limbeck.spans import PAIRS, Spans
 from limbeck.student import Student
 from limbeck.targets import Dense, Logits, Targets
 from limbeck.teachers import Local, Teacher
@@ -47,7 +48,8 @@ bfloat16 up to 3e-2, as much as of another model, so that weights are compared t
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What was found. gradient: of the teacher's terms, as a share of the text's own (None where no teacher is asked).
+    """What was found. gradient: of the teacher's terms, as a share of the text's own (None where no teacher is asked, or where all of
+    them compare tokens that two vocabularies cut alike, and none of the few here is one).
 
     to_itself_nats: the largest nats of a divergence to oneself. chunked_relative: the largest difference of chunks from formula.
     """
@@ -148,7 +150,7 @@ def _small_chunks() -> Generator[None]:
 
 def _teachers_share(testing: _Testing, objective: Objective, student: Student, teacher: Teacher) -> float | None:
     """How large the gradient of what is asked of the teacher is beside that of the text."""
-    asked = [term for term in objective.row_terms if term.needs]
+    asked = [term for term in objective.row_terms if term.needs and not _unpaired(term, testing.said)]
     if not asked:
         return None
     share = testing.share(*asked)
@@ -163,6 +165,11 @@ def _teachers_share(testing: _Testing, objective: Objective, student: Student, t
             "name another teacher, an older generation, or a student that is not its copy"
         )
     return share
+
+
+def _unpaired(term: Term, said: Targets) -> bool:
+    """Whether a term has nothing to compare here: two vocabularies cut none of these tokens alike."""
+    return isinstance(said, Spans) and not term.needs - PAIRS and not bool((said.pair_N >= 0).any())
 
 
 def _same_weights(student: Student, teacher: Teacher) -> bool:

@@ -20,6 +20,7 @@ from limbeck.divergence import SampledReverseKL
 from limbeck.errors import DataError, RecipeError, VocabularyError
 from limbeck.evaluate import Likelihood
 from limbeck.objective import Objective
+from limbeck.selftest import self_test
 from limbeck.sources import Share
 from limbeck.spans import Spans
 from limbeck.vocabulary import Vocabulary
@@ -215,6 +216,25 @@ def test_a_run_is_checked_beforehand(tmp_path: Path, pair: tuple[str, str]) -> N
     assert "chunks differ from the formula" in found["self-test"].found
 
 
+def test_the_self_test_says_nothing_of_text_without_a_pair(pair: tuple[str, str], student: lb.Student) -> None:
+    """Where no token here is cut alike by both there is no gradient, which is no sign of a copy; text with a pair has one."""
+    teacher = lb.Aligned(lb.Local(pair[1], dtype="float32")).load(student)
+
+    def drawn(text: str) -> Batch:
+        ids = student.live.vocabulary.ids(text)
+        return Batch.of([Text(ids, [Span(3, len(ids))])], "corpus")
+
+    for term in (lb.ULD(), lb.Gold()):
+        (said,) = teacher.score([drawn("one the")])
+        assert isinstance(said, Spans) and not (said.pair_N >= 0).any()
+        done = self_test(student, teacher, Objective([term]), drawn=drawn("one the"))
+        assert done.gradient is None and "teacher" not in str(done)
+        paired = self_test(student, teacher, Objective([term]), drawn=drawn("one the xy"))
+        assert paired.gradient is not None and paired.gradient > 0
+    both = self_test(student, teacher, Objective([lb.SpanLikelihood(), lb.ULD()]), drawn=drawn("one the"))
+    assert both.gradient is not None and both.gradient > 0, "a span needs no pair"
+
+
 # Refusals
 
 
@@ -229,6 +249,8 @@ def test_what_does_not_fit_together_is_refused_in_one_line() -> None:
     refused(r"SampledReverseKL compares.*SpanLikelihood\(\)", objective=SampledReverseKL(), teacher=lb.Aligned(lb.Endpoint("http://h/v1", "m")))
     refused(r"SpanLikelihood needs a teacher that says spans; Local says.*Aligned\(Local\(model\)\)", teacher=lb.Local("t"))
     refused(r"ULD needs a teacher that says pairs; Aligned says spans", objective=lb.ULD(), teacher=lb.Aligned(lb.Endpoint("http://h/v1", "m")))
+    for layers in (lb.HiddenStates(), lb.Attentions("last")):
+        refused(rf"{layers.name} compares layers.*give a Local teacher of the student's vocabulary, or leave {layers.name} out", objective=layers)
     refused(r"Gold needs a teacher that says pairs; Silent says nothing", objective=lb.Gold(), teacher=lb.Silent())
     for inside in ("Guided('t', 2)", "Silent()", "Local('@student')", "'@student'", "Mixture({'a': Local('t')})"):
         with pytest.raises(RecipeError, match="has none of its own"):

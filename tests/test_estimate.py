@@ -18,7 +18,8 @@ from limbeck.divergence import ForwardKL
 from limbeck.errors import ModelError
 from limbeck.estimate import Anatomy, Load, anatomy, disk_bytes, memory_bytes, short, size_gap, widths
 from limbeck.evaluate import Likelihood
-from limbeck.objective import Objective
+from limbeck.features import Attentions, HiddenStates
+from limbeck.objective import Objective, Term
 from limbeck.optimizer import AdamW
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
@@ -68,6 +69,30 @@ def test_memory_is_counted_by_the_formula() -> None:
     checkpointed = memory_bytes(kd(thrifty), model, None, load, widths(False))
     assert checkpointed["moments"] == 2 * weights
     assert checkpointed["a pass"] == 2048 * (2 * 4 * 64 + 24 * 64 + 4 * (10 * 64 + 4 * 256)) + head
+
+
+def test_what_comparing_layers_adds_is_counted() -> None:
+    """A student of 2 layers of width 64 and a teacher of 6 of width 96, both of 4 heads and 2 of keys, 2,048 tokens, the longest of 500."""
+    student, teacher, load = llama(64, 2, rows=300), llama(96, 6, rows=300), Load(longest_tokens=500, chunk_bytes=0)
+
+    def pass_bytes(theirs: Anatomy, dtype: Any, *terms: Term) -> int:
+        recipe = Recipe(Student("s", dtype=dtype), Corpus("train.jsonl"), Local("t", dtype=dtype), Objective([ForwardKL(), *terms]))
+        return memory_bytes(recipe, student, theirs, load, widths(False))["a pass"]
+
+    def added(theirs: Anatomy, dtype: Any, *terms: Term) -> int:
+        return pass_bytes(theirs, dtype, *terms) - pass_bytes(theirs, dtype)
+
+    rows = 6 * 4 * 256 * 4 * 500
+    for dtype, b in (("float32", 4), ("bfloat16", 2)):
+        states = 2048 * 2 * (b * 64 + b * 96 + 4 * 96)  # two pairs: the student's, the teacher's, their difference
+        projections = 2 * 16 * 64 * 96
+        assert added(teacher, dtype, HiddenStates()) == states + projections
+        attention = 2048 * 2 * b * ((4 * 16 + 2 * 16) + (4 * 24 + 2 * 24))  # heads of 16 and of 24
+        assert added(teacher, dtype, Attentions()) == attention + rows
+        assert added(teacher, dtype, HiddenStates(), Attentions()) == states + projections + attention + rows
+    assert added(student, "float32", HiddenStates("last")) == 2048 * 3 * 4 * 64, "one width: no projection"
+    twice = added(teacher, "float32", Attentions({0: 5, 1: 5}))
+    assert twice == 2048 * 4 * (2 * 96 + 144) + rows, "a teacher's layer that two look at is kept once"
 
 
 def test_writing_can_be_the_fullest_moment() -> None:

@@ -119,6 +119,9 @@ def three(**models: Any) -> dict[str, Any]:
          'stage "generation": an ensemble is of 2 or more of the 2 generations, found 3; leave it out for none'),
         ({**WHOLE, "student": "s", "objective": "CrossEntropy()", "generations": 2},
          'stage "generation": generations teach each other, and CrossEntropy asks no teacher; give ForwardKL(), or one generation'),
+        ({**WHOLE, "student": "s", "teacher": "Aligned('t')", "objective": "Gold()", "generations": 2},
+         'stage "generation": generations teach each other in one vocabulary, and Gold is for a teacher of another; make that a stage of its own, '
+         "and give generations to one after it: teacher: Local('@stage'), objective: ForwardKL()"),
         ({**WHOLE, "stages": {"a": {"student": "s", "generations": 2}, "a-1": {"student": "s"}}},
          'there are two stages "a-1", one of them a generation; name them apart'),
     ],
