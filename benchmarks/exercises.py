@@ -24,8 +24,8 @@ from exercises_text import Size, code, human, looked_at, windows, write_rows, wr
 
 import limbeck as lb
 
-STEPS, LEARNING_RATE = 200, 3e-3
-OWN, TINY = Size(1, 64), Size(1, 32)
+STEPS, LEARNING_RATE = 150, 1.2e-2
+OWN, TINY = Size(1, 64, spread=0.1), Size(1, 32, spread=0.1)
 TEMPERATURES = (1, 2, 4, 10, 20)
 GENERATIONS = 3
 WRITTEN = 800

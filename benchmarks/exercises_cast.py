@@ -49,11 +49,11 @@ class Role:
 
 
 CAST = {
-    "strong": Role(Size(2, 128), 1500),
+    "strong": Role(Size(2, 128), 800),
     "uncertain": Role(Size(2, 128), 250),
-    "confident": Role(Size(2, 128), 800, 400),
+    "confident": Role(Size(2, 128), 500, 250),
 }
-"""The strong teacher; one stopped early; and one that went round a tenth of the text sixteen times, and knows it by heart."""
+"""The strong teacher; one stopped early; and one that went round a seventeenth of the text sixteen times, and knows it by heart."""
 
 
 class TextLab(Lab):

@@ -128,18 +128,19 @@ def license_in(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model is."""
+    """How large a model is, and the deviation of its random weights."""
 
     layers: int
     width: int
     heads: int = 4
+    spread: float = 0.02
 
     def folder(self, path: Path, seed: int) -> str:
         """A random model with the text's tokenizer."""
         torch.manual_seed(seed)
         config = LlamaConfig(vocab_size=ENTRIES, hidden_size=self.width, intermediate_size=8 * self.width // 3, num_hidden_layers=self.layers,
                              num_attention_heads=self.heads, num_key_value_heads=self.heads, max_position_embeddings=2 * WINDOW,
-                             tie_word_embeddings=True, bos_token_id=None, eos_token_id=end_id(), pad_token_id=end_id())  # fmt: skip
+                             tie_word_embeddings=True, initializer_range=self.spread, bos_token_id=None, eos_token_id=end_id(), pad_token_id=end_id())  # fmt: skip
         with new_folder(path) as made:
             LlamaForCausalLM(config).save_pretrained(made)
             tokenizer().save_pretrained(made)
