@@ -71,10 +71,9 @@ def synthetic(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
     """Text of people, of the teacher, of both."""
     start, all_human = OWN.folder(folder / "start", seed), human("learning")
     first = seed * WRITTEN % (len(all_human) - WRITTEN)
-    theirs = lb.Data(write_rows(folder / "human" / "text.jsonl", all_human[first : first + WRITTEN]))
-    own = lb.Data(write_rows(folder / "own" / "text.jsonl", written(opened(lab.model("strong")), WRITTEN, seed)))
-    half = [lb.Data(write_rows(folder / f"half-{name}" / "text.jsonl", some[: WRITTEN // 2])) for name, some in
-            {"human": all_human[first : first + WRITTEN], "own": _read(own)}.items()]  # fmt: skip
+    pools = {"human": all_human[first : first + WRITTEN], "own": written(opened(lab.model("strong")), WRITTEN, seed)}
+    theirs, own = (lb.Data(write_rows(folder / name / "text.jsonl", some)) for name, some in pools.items())
+    half = [lb.Data(write_rows(folder / f"half-{name}" / "text.jsonl", some[: WRITTEN // 2])) for name, some in pools.items()]
 
     def stage(data: list[lb.Data]) -> lb.Recipe:
         return recipe(learner("@code", LEARNING_RATE), data, lb.Silent(), STEPS, seed)
@@ -88,12 +87,6 @@ def synthetic(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
             "both": stage([theirs, own]),
         }
     )
-
-
-def _read(data: lb.Data) -> Any:
-    import torch
-
-    return torch.tensor([row["completion_ids"] for row in data.rows()])
 
 
 def temperature(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
@@ -144,8 +137,8 @@ def gap(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
 
 PIPELINES = {"1": logits, "4": generations, "5": gap, "2": synthetic, "3": temperature}
 PAIRS = {
-    "1": [("distilled", "scratch"), ("fine-tuned", "scratch"), ("distilled", "fine-tuned"), ("code-distilled", "fine-tuned"), ("distilled", "scratch-twice"),
-          ("fine-tuned", "scratch-twice"), ("code-distilled", "distilled")],
+    "1": [("distilled", "scratch"), ("fine-tuned", "scratch"), ("distilled", "fine-tuned"), ("code-distilled", "fine-tuned"),
+          ("distilled", "scratch-twice"), ("fine-tuned", "scratch-twice"), ("code-distilled", "distilled")],
     "2": [("synthetic", "human"), ("half", "human"), ("both", "human"), ("human", "code"), ("synthetic", "code")],
     "3": [(f"{role}-{each}", f"{role}-1") for role in ("confident", "uncertain") for each in TEMPERATURES[1:]],
     "4": [("generation-1", "generation-0"), ("generation-2", "generation-1"), ("generation-3", "generation-2"), ("again", "generation-0"),

@@ -140,7 +140,8 @@ class Size:
         torch.manual_seed(seed)
         config = LlamaConfig(vocab_size=ENTRIES, hidden_size=self.width, intermediate_size=8 * self.width // 3, num_hidden_layers=self.layers,
                              num_attention_heads=self.heads, num_key_value_heads=self.heads, max_position_embeddings=2 * WINDOW,
-                             tie_word_embeddings=True, initializer_range=self.spread, bos_token_id=None, eos_token_id=end_id(), pad_token_id=end_id())  # fmt: skip
+                             tie_word_embeddings=True, initializer_range=self.spread, bos_token_id=None,
+                             eos_token_id=end_id(), pad_token_id=end_id())  # fmt: skip
         with new_folder(path) as made:
             LlamaForCausalLM(config).save_pretrained(made)
             tokenizer().save_pretrained(made)
@@ -175,7 +176,7 @@ def _bytes(ids_WS: torch.Tensor) -> int:
 
 
 def written(model: Model, count: int, seed: int) -> torch.Tensor:
-    """Windows of docstrings of a model's own, drawn at temperature 1: it begins after an end, and each goes on to its next end or a window's length twice."""
+    """Windows of a model's own text, drawn at temperature 1: each document begins after an end, and goes on to the next or as far as the context."""
     sampling, found, step = lb.Sampling(max_tokens=2 * WINDOW - 1), list[list[int]](), 0
     while sum(map(len, found)) < count * WINDOW:
         rows = range(256)

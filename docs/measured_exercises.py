@@ -35,9 +35,10 @@ def _settings(found: Any) -> str:
     told, machine = found["settings"], found["machine"]
     sizes = ", ".join(f"{name} {told[key]['layers']} x {told[key]['width']}" for name, key in (("student", "own"), ("tiny", "tiny")))
     return (
-        f"Layers x width: {sizes}. {told['steps']} steps of {told['sequences']} windows of 128 tokens, learning rate {told['learning_rate']:g}; windows to "
-        f"learn from: {told['windows']['learning']:,}, of the test: {told['windows']['test']:,}. Teachers are described on {told['described_on']} windows of "
-        f"each. Machine: {machine['system']}, {machine['threads']} thread, torch {machine['torch']}."
+        f"Layers x width: {sizes}. {told['steps']} steps of {told['sequences']} windows of 128 tokens, learning rate {told['learning_rate']:g}; "
+        f"windows to learn from: {told['windows']['learning']:,}, of the test: {told['windows']['test']:,}. "
+        f"Teachers are described on {told['described_on']} windows of each. "
+        f"Machine: {machine['system']}, {machine['threads']} thread, torch {machine['torch']}."
     )
 
 
@@ -45,12 +46,13 @@ def exercise(number: str) -> str:
     """The students of an exercise, and what comparing them shows."""
     found = results("exercises")["exercises"][number]
     names = NAMES[number]
-    rows = [[names.get(name, name.replace("-", ", temperature ")), str(each["seeds"]), _value(each["perplexity"], 1), _value(each["bits_per_byte"], 3)]
-            for name, each in found["summary"].items()]  # fmt: skip
+    rows = [[names.get(name, name.replace("-", ", temperature ")), str(each["seeds"]), _value(each["perplexity"], 1),
+             _value(each["bits_per_byte"], 3)] for name, each in found["summary"].items()]  # fmt: skip
     pairs = [[names.get(each["of"], each["of"].replace("-", " at ")), names.get(each["less"], each["less"].replace("-", " at ")),
-              _value(each, 2, "+"), _shown(each)] for each in found["differences"]]  # fmt: skip
+              _value(each, 2, "+"), _value(each["bits_per_byte"], 3, "+"), _shown(each["bits_per_byte"])] for each in found["differences"]]  # fmt: skip
+    columns = ["this", "less this", "perplexity", "bits a byte", "the first is"]
     students = table(["student", "seeds", "perplexity on the test", "bits a byte"], rows)
-    return f"{students}\n\n{table(['perplexity of', 'less that of', 'difference', 'the first is'], pairs)}"
+    return f"{students}\n\n{table(columns, pairs)}"
 
 
 def temperature() -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.config import plain
 from limbeck.pipeline import Pipeline, plan_of, read_plan
-from limbeck.recipe import Recipe
 from limbeck.settings_file import parsed_yaml
 from limbeck.sweep import points
 
@@ -52,5 +52,5 @@ def test_the_sweeps_in_the_comments_are_sweeps() -> None:
     commands = [line for line in path.read_text().splitlines() if "--sweep" in line]
     made = [points(re.findall(r"--sweep (\S+)", line), lambda assignments: read_plan(path, assignments)) for line in commands]
     assert [len(each) for each in made] == [5, 10]
-    temperatures = [each.plan.objective.terms[0].temperature for each in made[0] if isinstance(each.plan, Recipe)]
+    temperatures = [plain(each.plan)["objective"]["temperature"] for each in made[0]]
     assert temperatures == [1, 2, 4, 10, 20]
