@@ -48,8 +48,10 @@ def exercise(number: str) -> str:
     names = NAMES[number]
     rows = [[names.get(name, name.replace("-", ", temperature ")), str(each["seeds"]), _value(each["perplexity"], 1),
              _value(each["bits_per_byte"], 3)] for name, each in found["summary"].items()]  # fmt: skip
-    pairs = [[names.get(each["of"], each["of"].replace("-", " at ")), names.get(each["less"], each["less"].replace("-", " at ")),
-              _value(each, 2, "+"), _value(each["bits_per_byte"], 3, "+"), _shown(each["bits_per_byte"])] for each in found["differences"]]  # fmt: skip
+    pairs = [
+        [*(names.get(each[who], each[who].replace("-", " at ")) for who in ("of", "less")), _value(each, 2, "+"),
+         _value(each["bits_per_byte"], 3, "+"), _shown(each["bits_per_byte"])] for each in found["differences"]
+    ]  # fmt: skip
     columns = ["this", "less this", "perplexity", "bits a byte", "the first is"]
     students = table(["student", "seeds", "perplexity on the test", "bits a byte"], rows)
     return f"{students}\n\n{table(columns, pairs)}"
