@@ -157,7 +157,7 @@ def publish(name: str, figures: Figures) -> None:
 
 
 def experiment(name: str, about: str | None, arms: Sequence[str], make: Make, told: Callable[[Lab, dict[str, dict[str, Figures]]], None],
-               seeds: range = SEEDS, roles: tuple[str, ...] = ("strong", "weak", "student")) -> None:  # fmt: skip
+               seeds: range = SEEDS, roles: tuple[str, ...] = ("strong", "weak", "student"), kind: type[Lab] = Lab) -> None:  # fmt: skip
     """The command line of an experiment: as many runs as there is time for, results written after each."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path, help="folder of models and runs, kept between calls and shared by the experiments")
@@ -166,7 +166,7 @@ def experiment(name: str, about: str | None, arms: Sequence[str], make: Make, to
     parser.add_argument("--arm", action="append", choices=arms, help="of all, these")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    lab, began = Lab(name, asked.work, roles), time.monotonic()
+    lab, began = kind(name, asked.work, roles), time.monotonic()
     lab.cast()
     for seed in seeds[: asked.seeds]:
         for arm in asked.arm or arms:

@@ -37,6 +37,7 @@ import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
 import measured_layers  # noqa: E402
+import measured_exercises  # noqa: E402
 from measured import table  # noqa: E402
 
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
@@ -266,6 +267,7 @@ def block(name: str) -> str:
         "digits": measured.digits, "export_gguf": measured.export_gguf,
         **measured_arithmetic.TABLES,
         **measured_layers.TABLES,
+        **measured_exercises.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)
