@@ -12,7 +12,9 @@ import yaml
 
 from limbeck.errors import CheckpointError, LimbeckError
 from limbeck.files import append_jsonl, write_json
-from limbeck.report import _means, _number, report
+from limbeck.report import report
+from limbeck.report.blocks import number as _number
+from limbeck.report.training import means as _means
 
 WICKED = "<script>alert(1)</script> & </script><b>bold"
 
@@ -62,7 +64,7 @@ def test_holds_the_numbers(tmp_path: Path) -> None:
     page = markup(report([run_folder(tmp_path / "kd")], tmp_path / "page.html"))
     assert "KL(teacher ‖ student) on heldout fell from 0.5678 to 0.1234 nats a token in 50 steps." in page
     assert "<strong>0.1234</strong><small>0.1134–0.1334</small>" in page
-    assert '<td class="value first"><strong>3.000</strong>' in page, "cross-entropy was best before"
+    assert '<td class="value first" data-value="3.0"><strong>3.000</strong>' in page, "cross-entropy was best before"
     assert "<strong>1.000</strong>" not in page, "cross-entropy on the student's own text has no better and worse"
     assert "24 sequences, 1,237 tokens" in page
     for fact in ("toy-teacher", "limbeck distill kd", "torch 2.9", "41", "model: toy-student", "50 steps in 0:01:15", "finished"):

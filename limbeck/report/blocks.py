@@ -48,6 +48,15 @@ def number(value: Any) -> str:
     return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value) or 1)))}f}" if abs(value) >= 1e-4 or not value else f"{value:.2e}"
 
 
+def between(found: Block) -> str:
+    """The interval of a cell, with as many decimals as its value has; empty where there is none."""
+    if not found["interval"]:
+        return ""
+    decimals = number(found["value"]).partition(".")[2] if finite(found["value"]) and abs(found["value"]) >= 1e-4 else ""
+    low, high = (f"{each:,.{len(decimals)}f}" if decimals and finite(each) else number(each) for each in found["interval"])
+    return f"{low} to {high}" if found["interval"][0] < 0 else f"{low}–{high}"
+
+
 def finite(value: Any) -> bool:
     """Whether it can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,7 +12,7 @@ from limbeck.report.training import apart, before_and_after, curves, differences
 Part = Callable[[Evaluation], list[Block]]
 PARTS: dict[str, tuple[str, list[Part]]] = {
     "advice": ("advice", [slices.advice]),
-    "figures": ("figures of anybody", [transfer.figures, plots.dots]),
+    "figures": ("figures of anybody", [plots.dots, transfer.figures]),
     "differences": ("differences", [transfer.differences]),
     "gaps": ("gap analysis", [slices.gaps]),
     "positions": ("figures by position", [plots.positions]),
@@ -122,7 +122,7 @@ def beside_each_other(evaluations: Sequence[Evaluation]) -> list[Block]:
                     f"{transfer.label(key)}, {says}", transfer.unit(key), list(found), {text: plots.column_of({who: {text: one} for who, one in found.items()}, text, key)})
             ]  # fmt: skip
     note = ("Evaluations of their own: they compare where they read the same rows. Differences have intervals as of independent samples; "
-            "`limbeck evaluate RUN RUN` measures several runs at once, and pairs them.")  # fmt: skip
+            "limbeck evaluate RUN RUN measures several runs at once, and pairs them.")  # fmt: skip
     return section("Evaluations compared", [*figures(drawn), *made, *(words(note) if made else [])])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.errors import CheckpointError
 from limbeck.files import write_text
-from limbeck.report.blocks import colour, dash, number
+from limbeck.report.blocks import between, colour, dash, number
 from limbeck.report.content import content
 from limbeck.report.reading import opened
 
@@ -41,6 +41,6 @@ def html(found: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, colour=colour, dash=dash)
+    environment.filters.update(number=number, between=between, colour=colour, dash=dash)
     drawn = any(block["kind"] == "figures" for section in found["sections"] for block in section["blocks"])
     return environment.get_template("page.html.j2").render(**found, plotly=Markup(get_plotlyjs()) if drawn else "")

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 from limbeck.report.blocks import (
     Block,
     axis,
     band,
+    between,
     cell,
     column,
     figure,
@@ -31,6 +32,8 @@ from limbeck.report.transfer import OWN, TEACHER, TEXTS, of_text, students
 PROPOSED = 12
 """Drafted tokens of a round, at the most."""
 GREY = 5
+UNDRAWN = ("perplexity", "teacher_entropy_nats")
+"""The exponential of another figure, and what is the teacher's alone: both stand in the tables."""
 
 
 def short(name: str, most: int = 16) -> str:
@@ -54,15 +57,14 @@ def _whiskers(values: Sequence[Block], number: int) -> Block:
 
 
 def _said(found: Block) -> str:
-    bounds = found["interval"]
-    return f"{number(found['value'])} ({number(bounds[0])} to {number(bounds[1])})" if bounds else number(found["value"])
+    return f"{number(found['value'])} ({between(found)})" if found["interval"] else number(found["value"])
 
 
 def dots(evaluation: Evaluation) -> list[Block]:
     """Each figure by who, a point with its interval for each text."""
     found = evaluation.part("figures")
     texts, names = [text for text in TEXTS if of_text(evaluation, text)], list(found)
-    keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key != "perplexity"])
+    keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key not in UNDRAWN])
     made = [block for key in keys for block in figure_of(label(key), unit(key), names, {text: column_of(found, text, key) for text in texts})]
     return side_by_side(made, key_of([TEXTS[text] for text in texts]), "Figures with their intervals", "Whiskers: 95 % intervals over sequences.")
 
@@ -138,12 +140,14 @@ def calibration(evaluation: Evaluation) -> list[Block]:
     """Reliability diagrams, raw and scaled, with what chance does to a perfectly calibrated model; and their errors."""
     made = list[Block]()
     found = {who: each for who, each in evaluation.part("calibration").items() if isinstance(each, Mapping) and isinstance(each.get("raw"), Mapping)}
-    unit_range = {"range": [0, 1], "nticks": 6}
+    every = [one for each in found.values() for kind in ("raw", "scaled") for one in (each.get(kind) or {}).get("bins") or []]
+    top = min(1.0, ceil(10 * max([0.1, *(max(one["confidence"], one["accuracy"]) for one in every)]) + 0.5) / 10)
+    share = {"range": [0, top]}
     for who, each in found.items():
         traces = [trace("perfect", GREY, [(0, 0), (1, 1)], 1.25, hoverinfo="skip"), *_chance(each["raw"].get("bins") or [])]
         for place, kind in enumerate(("raw", "scaled")):
             traces += _reliable(kind, place, (each.get(kind) or {}).get("bins") or [])
-        made += figure(who, traces, axis("how sure", **unit_range), axis("how often right", **unit_range), height=300, hovermode="closest")
+        made += figure(who, traces, axis("how sure", **share), axis("how often right", **share), height=300, hovermode="closest")
     note = ("Points: bins of next tokens by how sure the model is, larger where there are more. On the diagonal a model is as often right as it is sure. "
             "Grey: where 95 % of the points would be, bin by bin, were it so: within 1.96 sqrt(p (1 - p) / n) of the diagonal, tokens taken as "
             "independent.")  # fmt: skip
@@ -220,7 +224,7 @@ def _draft_note(text: str, timed: bool) -> str:
     cost = (" The cost of a drafted token is the teacher's speed over the student's, several answers side by side; verifying several places is taken to "
             "cost what one step does." if timed else " No speeds are known, and so no times as fast.")  # fmt: skip
     return (f"Foretold from the mean acceptance on {TEXTS[text]}, as if each token were accepted by itself (arXiv 2211.17192, eq. 1 and theorem 3.8).{cost} "
-            "`limbeck evaluate --acceptance` measures it.")  # fmt: skip
+            "limbeck evaluate --acceptance measures it.")  # fmt: skip
 
 
 def _curve(who: str, place: int, values: Sequence[float]) -> Block:

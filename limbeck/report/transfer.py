@@ -57,7 +57,7 @@ def way(key: str, text: str = "") -> int:
 
 def figures(evaluation: Evaluation) -> list[Block]:
     """A table for each text: a row for each model, a column for each figure."""
-    texts = dict.fromkeys(text for found in evaluation.part("figures").values() for text in found)
+    texts = dict.fromkeys([*TEXTS, *(text for found in evaluation.part("figures").values() for text in found)])
     made = [block for text in texts for block in by_who(f"On {TEXTS.get(text, text)}", of_text(evaluation, text), text)]
     if made:
         made[-1]["note"] = "Small type: 95 % intervals over sequences. Bold: the best of the students. ↓ lower is better, ↑ higher is better; no arrow: neither."

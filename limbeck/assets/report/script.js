@@ -2,15 +2,15 @@ const figures = [...document.querySelectorAll(".figure")].map((place) => [place,
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const mouse = matchMedia("(pointer: fine)").matches;
 
-function axis(more) {
-  return { gridcolor: style("--line"), linecolor: style("--line"), zeroline: false, automargin: true, nticks: 6, ...more };
+function axis(more, nticks) {
+  return { gridcolor: style("--line"), linecolor: style("--line"), zeroline: false, automargin: true, nticks, ...more };
 }
 async function draw([place, json]) {
   const { data, layout } = JSON.parse(json, (key, value) => /color$/.test(key) ? style(value.slice(4, -1)) : value);
   const font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: style("--faint") };
   Object.assign(layout, {
     font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true, margin: { l: 8, r: 10, t: 14, b: 8 },
-    hovermode: layout.hovermode ?? "x unified", dragmode: mouse ? "zoom" : false, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
+    hovermode: layout.hovermode ?? "x unified", dragmode: mouse ? "zoom" : false, xaxis: axis(layout.xaxis, place.clientWidth < 400 ? 5 : 7), yaxis: axis(layout.yaxis, 6),
     hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), font: { ...font, color: style("--ink") } },
   });
   await Plotly.react(place, data, layout, { responsive: true, displayModeBar: false });
