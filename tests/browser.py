@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --disable-extensions --hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--remote-debugging-pipe",
+]  # fmt: skip
 STARTER = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 """Chromium reads commands from descriptor 3, and answers on 4."""
 
@@ -95,7 +95,8 @@ def browser(folder: Path) -> Iterator[Browser]:
     to_read, told = os.pipe()
     said, to_write = os.pipe()
     command = [sys.executable, "-c", STARTER, str(to_read), str(to_write), program, *FLAGS, f"--user-data-dir={folder / 'browser'}"]
-    with subprocess.Popen(command, pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen(command, pass_fds=(to_read, to_write), **nothing) as process:
         for each in (to_read, to_write):
             os.close(each)
         found = Browser(told, said)

@@ -53,7 +53,7 @@ def gaps() -> list[dict[str, Any]]:
     return [
         {"kind": "category" if n < 3 else "position", "name": name, "sequences": 20 + n, "tokens": 900 + n,
          "figures": {who: {"kl_nats": figure(FAR[who] * times)} for who in WHO[1:]},
-         "recovered": figure(0.7 / times) if name != "law" else {"value": None, "interval": None, "why": "there is no sure gap to close: -1 to 1 holds 0"},
+         "recovered": figure(0.7 / times) if name != "law" else {"value": None, "interval": None, "why": "there is no sure gap: -1 to 1 holds 0"},
          "surely_worse": name == "chemistry",
          "samples": [{"prompt": "Why is water wet?", "completions": {"teacher": "It wets.", "after": "Wet it is."}}] if name == "chemistry" else []}
         for n, (name, times) in enumerate(worse.items())
@@ -75,28 +75,29 @@ def tasks() -> dict[str, Any]:
 def robustness() -> dict[str, Any]:
     edits = {"as it is": 1.0, "typos": 1.5, "upper case": 1.2, "distractor": 2.2, "truncated": 1.1}
     found: dict[str, Any] = {edit: {who: {"kl_nats": figure(FAR[who] * times)} for who in WHO[1:4]} for edit, times in edits.items()}
-    return {**found, "kept": {"typos": {"after": figure(0.8)}, "upper case": {"after": figure(0.95)}}, "adversarial": {"after": {"kl_nats": figure(3.3)}}}
+    kept = {"typos": {"after": figure(0.8)}, "upper case": {"after": figure(0.95)}}
+    return {**found, "kept": kept, "adversarial": {"after": {"kl_nats": figure(3.3)}}}
 
 
 def evaluation() -> dict[str, Any]:
     """All of it."""
     over = {"teacher": 0.03, "before": 0.25, "after": 0.1, "fine-tuned": 0.2, "from scratch": 0.4}
     pairs = [(mine, theirs) for place, mine in enumerate(WHO[1:]) for theirs in WHO[1:][:place]]
-    texts = ("given", "teacher", "own")
+    texts, prompts = ("given", "teacher", "own"), [f"Prompt number {n}: what of it?" for n in range(20)]
+    speed = {"side_by_side": 32, "parameters": 135_000_000, "weights_bytes": 270_000_000}
+    models = {who: {"model": f"models/{who}", "weights": "abc"} for who in WHO[1:]}
     return {
-        "settings": {"asked": {"data": "heldout.jsonl", "rows": 64, "seed": 0}, "students": {who: {"model": f"models/{who}", "weights": "abc"} for who in WHO[1:]},
-                     "teacher": {"model": "models/teacher", "weights": "def"}},
+        "settings": {"asked": {"data": "heldout.jsonl", "rows": 64, "seed": 0}, "students": models, "teacher": {"model": "models/teacher"}},
         "missing": ["one thing could not be had: it is dear"],
-        "speeds": {who: {"tokens_per_second": 50.0 if who == "teacher" else 180.0, "side_by_side": 32, "parameters": 135_000_000, "weights_bytes": 270_000_000}
-                   for who in WHO},
+        "speeds": {who: {"tokens_per_second": 50.0 if who == "teacher" else 180.0, **speed} for who in WHO},
         "figures": {who: {text: figures(who, text) for text in texts if (who, text) != ("teacher", "teacher")} for who in WHO},
         "differences": [differences(mine, theirs, text) for mine, theirs in pairs for text in texts],
         "positions": {who: positions(who) for who in WHO[1:]},
         "calibration": {who: {"text": "given", "raw": calibration(who, each), "scaled": {**calibration(who, each / 4), "temperatures": [1.2, 1.3]}}
                         for who, each in over.items()},
         "diversity": {who: {"distinct_1": 0.3, "distinct_2": 0.8, "self_bleu": 0.2, "answers": 64, "tokens": 4096} for who in WHO},
-        "samples": [{"row": n, "prompt": f"Prompt number {n}: what of it?", "completions": {who: f"{who} says {'much' if n % 2 else 'little'} of {n}" for who in WHO}}
-                    for n in range(20)],
+        "samples": [{"row": n, "prompt": prompt, "completions": {who: f"{who} says {'much' if n % 2 else 'little'} of {n}" for who in WHO}}
+                    for n, prompt in enumerate(prompts)],
         "gaps": gaps(), "tasks": tasks(), "robustness": robustness(),
         "advice": [{"says": "Give more rows of chemistry: it is the worst slice.", "because": "KL 0.9 there, 0.3 elsewhere (64 sequences)."},
                    {"says": "Nothing else stands out.", "because": ""}],

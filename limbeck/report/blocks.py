@@ -45,6 +45,7 @@ def number(value: Any) -> str:
         return "—" if value is None else str(value)
     if isinstance(value, int) or not math.isfinite(value):
         return f"{value:,}"
+    value += 0.0  # no negative zero
     return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value) or 1)))}f}" if abs(value) >= 1e-4 or not value else f"{value:.2e}"
 
 
@@ -53,7 +54,9 @@ def between(found: Block) -> str:
     if not found["interval"]:
         return ""
     decimals = number(found["value"]).partition(".")[2] if finite(found["value"]) and abs(found["value"]) >= 1e-4 else ""
-    low, high = (f"{each:,.{len(decimals)}f}" if decimals and finite(each) else number(each) for each in found["interval"])
+    low, high = (
+        f"{round(each, len(decimals)) + 0.0:,.{len(decimals)}f}" if decimals and finite(each) else number(each) for each in found["interval"]
+    )
     return f"{low} to {high}" if found["interval"][0] < 0 else f"{low}–{high}"
 
 

@@ -83,7 +83,9 @@ def evaluation(found: Evaluation) -> list[Block]:
     made, missing, absent = list[Block](), list(found.missing), list[str]()
     for key, (what, parts) in PARTS.items():
         if what and not found.part(key):
-            absent.append(what)
+            strange = bool(found.found.get(key))
+            missing += [f"{key} has a shape that this page does not know"] if strange else []
+            absent += [] if strange else [what]
             continue
         for part in parts:
             try:
@@ -94,14 +96,15 @@ def evaluation(found: Evaluation) -> list[Block]:
     for key in found.found.keys() - {*KNOWN}:
         shown = transfer.nested(transfer.label(str(key)), found.found[key])
         made += shown
-        missing += [] if shown else [f'"{key}" is in it, and this page does not know how to show it']
+        missing += [] if shown or not found.found[key] else [f'"{key}" is in it, and this page does not know how to show it']
     advice = [block for block in made if block["kind"] == "advice"]
     told = notice("What is missing", list(dict.fromkeys(missing)))
     return section(f"What transferred: {found.name}", [*advice, *told, *(block for block in made if block not in advice)], transfer.lead(found))
 
 
 def _compared(summed: Sequence[dict[str, Any]]) -> list[Block]:
-    note = "Where the runs ended, with intervals as of independent samples: wider than need be, as all read the same sequences. Bold: the interval leaves 0 out."
+    note = ("Where the runs ended, with intervals as of independent samples: wider than need be, as all read the same sequences. "
+            "Bold: the interval leaves 0 out.")  # fmt: skip
     made = differences(summed)
     return [*made, *(words(note) if made else [])]
 
@@ -117,10 +120,10 @@ def beside_each_other(evaluations: Sequence[Evaluation]) -> list[Block]:
         if len(evaluations) > 1 and len(found) > 1:
             made += transfer.by_who(f"On {says}", found, text)
             made += _less_the_first(found, text)
-            drawn += [
-                each for key in ("kl_nats", "agreement") for each in plots.figure_of(
-                    f"{transfer.label(key)}, {says}", transfer.unit(key), list(found), {text: plots.column_of({who: {text: one} for who, one in found.items()}, text, key)})
-            ]  # fmt: skip
+            by_who = {who: {text: each} for who, each in found.items()}
+            for key in ("kl_nats", "agreement"):
+                cells = plots.column_of(by_who, text, key)
+                drawn += plots.figure_of(f"{transfer.label(key)}, {says}", transfer.unit(key), list(found), {text: cells})
     note = ("Evaluations of their own: they compare where they read the same rows. Differences have intervals as of independent samples; "
             "limbeck evaluate RUN RUN measures several runs at once, and pairs them.")  # fmt: skip
     return section("Evaluations compared", [*figures(drawn), *made, *(words(note) if made else [])])

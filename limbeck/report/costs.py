@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from limbeck.report.blocks import Block, axis, cell, colour, column, figure, figures, finite, row, section, table
-from limbeck.report.plots import short
+from limbeck.report.plots import names_axis
 from limbeck.report.reading import Evaluation, Folder
 
 FIRST_FACTS = ("teacher", "student", "seed", "command")
@@ -22,8 +22,8 @@ def costs(folders: Sequence[Folder]) -> list[Block]:
     names = ("Steps", "Seconds of steps", "Completion tokens", "Tokens a second", "FLOPs, at least", "US dollars")
     kept = [place for place in range(len(names)) if any(each["cells"][place]["value"] is not None for each in rows)]
     shown = [{**each, "cells": [each["cells"][place] for place in kept]} for each in rows]
-    note = ("Steps alone: evaluations, checkpoints and what was written beforehand are not in it. FLOPs: 6 for each parameter of the student and 2 for each of "
-            "a teacher that was run, a completion token; prompts, attention and writing come on top.")  # fmt: skip
+    note = ("Steps alone: evaluations, checkpoints and what was written beforehand are not in it. FLOPs: 6 for each parameter of the student and "
+            "2 for each of a teacher that was run, a completion token; prompts, attention and writing come on top.")  # fmt: skip
     made = table("", "run", [column(names[place]) for place in kept], shown, note)
     return section("What it cost", [*_bars(every), *made])
 
@@ -59,8 +59,11 @@ def _bars(folders: Sequence[Folder]) -> list[Block]:
     places = list(range(len(timed)))
     bar = {"type": "bar", "orientation": "h", "x": [each.seconds for each in timed], "y": places, "text": told, "textposition": "none",
            "hovertemplate": "%{text}<extra></extra>", "marker": {"color": colour(0)}, "showlegend": False, "width": 0.6}  # fmt: skip
-    y = axis(tickmode="array", tickvals=places, ticktext=[escape(short(each.name, 22)) for each in timed], range=[len(timed) - 0.5, -0.5], showgrid=False)
-    return figures(figure("Time of steps", [bar], axis("seconds"), y, height=76 + 34 * len(timed), hovermode="closest"))
+    return figures(
+        figure(
+            "Time of steps", [bar], axis("seconds"), names_axis([each.name for each in timed], 22), height=76 + 34 * len(timed), hovermode="closest"
+        )
+    )
 
 
 def sources(folders: Sequence[Folder], evaluations: Sequence[Evaluation]) -> list[Block]:

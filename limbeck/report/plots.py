@@ -27,7 +27,7 @@ from limbeck.report.blocks import (
 from limbeck.report.blocks import figures as side_by_side
 from limbeck.report.reading import Evaluation
 from limbeck.report.training import apart
-from limbeck.report.transfer import OWN, TEACHER, TEXTS, of_text, students
+from limbeck.report.transfer import OWN, TEACHER, TEXTS, figures_of, of_text, students
 
 PROPOSED = 12
 """Drafted tokens of a round, at the most."""
@@ -41,10 +41,10 @@ def short(name: str, most: int = 16) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
-def _rows(names: Sequence[str]) -> Block:
+def names_axis(names: Sequence[str], most: int = 16) -> Block:
     """An axis of names, the first at the top."""
     places = list(range(len(names)))
-    ticks = {"tickmode": "array", "tickvals": places, "ticktext": [escape(short(name)) for name in names]}
+    ticks = {"tickmode": "array", "tickvals": places, "ticktext": [escape(short(name, most)) for name in names]}
     return axis(**ticks, range=[len(names) - 0.5, -0.5], showgrid=False)
 
 
@@ -62,7 +62,7 @@ def _said(found: Block) -> str:
 
 def dots(evaluation: Evaluation) -> list[Block]:
     """Each figure by who, a point with its interval for each text."""
-    found = evaluation.part("figures")
+    found = figures_of(evaluation)
     texts, names = [text for text in TEXTS if of_text(evaluation, text)], list(found)
     keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key not in UNDRAWN])
     made = [block for key in keys for block in figure_of(label(key), unit(key), names, {text: column_of(found, text, key) for text in texts})]
@@ -85,12 +85,12 @@ def figure_of(title: str, x: str, names: Sequence[str], by_text: Mapping[str, Ma
         more = {"marker": marker(place), "error_x": _whiskers([cells[who] for who in names if who in cells], place), "text": told}
         if points:
             traces.append(trace(TEXTS.get(text, text), place, points, mode="markers", hovertemplate="%{text}<extra></extra>", **more))
-    return figure(title, traces, axis(x), _rows(names), height=76 + 34 * len(names), hovermode="closest")
+    return figure(title, traces, axis(x), names_axis(names), height=76 + 34 * len(names), hovermode="closest")
 
 
 def positions(evaluation: Evaluation) -> list[Block]:
-    """A figure for each student: how far it is from its teacher by the token's place, on each text; one scale for all."""
-    made, top = list[Block](), 0.0
+    """A figure for each student: how far it is from its teacher by the token's place, on each text."""
+    made = list[Block]()
     found = {who: each for who, each in evaluation.part("positions").items() if isinstance(each, Mapping)}
     key = "kl_nats" if any("kl_nats" in one for each in found.values() for rows in each.values() for one in rows) else "ce_nats"
     for who, by_text in found.items():
@@ -100,13 +100,10 @@ def positions(evaluation: Evaluation) -> list[Block]:
             rows = [(n, one, each) for n, one, each in rows if finite(each["value"])]
             ticks |= {n: _stretch(one) for n, one, _ in rows}
             traces += _line(TEXTS[text], place, [(n, each) for n, _, each in rows])
-            top = max([top, *(each["interval"][1] if each["interval"] else each["value"] for _, _, each in rows)])
         x = axis("place of the token in its completion", tickmode="array", tickvals=list(ticks), ticktext=list(ticks.values()))
-        made += figure(who, traces, x, axis(unit(key)))
-    for each in made:
-        each["plot"]["layout"]["yaxis"]["range"] = [0, 1.05 * top]
+        made += figure(who, traces, x, axis(unit(key), rangemode="tozero"))
     note = ("Where the student is further from its teacher on its own text than on the teacher's, the more so the later the token, it meets prefixes "
-            "that nobody taught it: exposure bias. Bands: 95 % intervals.")  # fmt: skip
+            "that nobody taught it: exposure bias. Bands: 95 % intervals. Each student has a scale of its own.")  # fmt: skip
     key_entries = key_of([TEXTS[text] for text in TEXTS])
     return [*side_by_side(made, key_entries, f"{label(key)} by position", note), *(_exposure(evaluation) if made else [])]
 
@@ -148,9 +145,9 @@ def calibration(evaluation: Evaluation) -> list[Block]:
         for place, kind in enumerate(("raw", "scaled")):
             traces += _reliable(kind, place, (each.get(kind) or {}).get("bins") or [])
         made += figure(who, traces, axis("how sure", **share), axis("how often right", **share), height=300, hovermode="closest")
-    note = ("Points: bins of next tokens by how sure the model is, larger where there are more. On the diagonal a model is as often right as it is sure. "
-            "Grey: where 95 % of the points would be, bin by bin, were it so: within 1.96 sqrt(p (1 - p) / n) of the diagonal, tokens taken as "
-            "independent.")  # fmt: skip
+    note = ("Points: bins of next tokens by how sure the model is, larger where there are more. On the diagonal a model is as often right as it is "
+            "sure. Grey: where 95 % of the points would be, bin by bin, were it so: within 1.96 sqrt(p (1 - p) / n) of the diagonal, tokens taken "
+            "as independent.")  # fmt: skip
     key = [*key_of(["as it is", "after temperature scaling"]), {"label": "perfectly calibrated, and chance", "run": GREY}]
     return [*side_by_side(made, key, "Calibration", note), *_errors(found)]
 
@@ -187,8 +184,8 @@ def _errors(found: Mapping[str, Mapping[str, Any]]) -> list[Block]:
         warm = cell(sum(heat) / len(heat) if heat else None)
         cells = [error, cell(chance.get("mean")), cell(chance.get("below")), after, warm, cell(raw.get("confidence")), cell(raw.get("accuracy"))]
         rows.append(row(who, cells, [f"on {TEXTS.get(each.get('text', ''), each.get('text', ''))}"] if each.get("text") else []))
-    note = ("Expected calibration error. Chance alone makes it greater than 0: beside it what a perfectly calibrated model, as sure, would show (its mean, and "
-            "what 95 % stay below). Temperature: the mean of those that fit either half.")  # fmt: skip
+    note = ("Expected calibration error. Chance alone makes it greater than 0: beside it what a perfectly calibrated model, as sure, would show "
+            "(its mean, and what 95 % stay below). Temperature: the mean of those that fit either half.")  # fmt: skip
     return table("Calibration error", "who", columns, rows, note)
 
 
@@ -200,7 +197,7 @@ def acceptance(evaluation: Evaluation) -> list[Block]:
     if text is None:
         return []
     names = students(evaluation)
-    found = {who: each for who, each in column_of(evaluation.part("figures"), text, "acceptance").items() if who != TEACHER}
+    found = {who: each for who, each in column_of(figures_of(evaluation), text, "acceptance").items() if who != TEACHER}
     costs = {who: cost for who in found if finite(cost := _cost(evaluation, who))}
     rounds, faster, rows, proposed = list[Block](), list[Block](), list[Block](), range(PROPOSED + 1)
     for who, each in found.items():
@@ -215,16 +212,16 @@ def acceptance(evaluation: Evaluation) -> list[Block]:
             cells[2:] = [cell(best), cell(speedup(each["value"], best, costs[who]))]
         rows.append(row(who, cells))
     x = axis("tokens that the draft proposes")
-    made = [*figure("Tokens of a round of the teacher", rounds, x, axis("tokens", rangemode="tozero")), *figure("Times as fast", faster, x, axis("×"))]
+    made = figure("Tokens of a round of the teacher", rounds, x, axis("tokens", rangemode="tozero")) + figure("Times as fast", faster, x, axis("×"))
     columns = [column("Accepted", 1), column("Cost of a drafted token"), column("Best proposal, tokens"), column("Times as fast", 1)]
     return [*side_by_side(made, key_of(names), "As drafts of the teacher", _draft_note(text, bool(costs))), *table("", "draft", columns, rows)]
 
 
 def _draft_note(text: str, timed: bool) -> str:
-    cost = (" The cost of a drafted token is the teacher's speed over the student's, several answers side by side; verifying several places is taken to "
-            "cost what one step does." if timed else " No speeds are known, and so no times as fast.")  # fmt: skip
-    return (f"Foretold from the mean acceptance on {TEXTS[text]}, as if each token were accepted by itself (arXiv 2211.17192, eq. 1 and theorem 3.8).{cost} "
-            "limbeck evaluate --acceptance measures it.")  # fmt: skip
+    cost = (" The cost of a drafted token is the teacher's speed over the student's, several answers side by side; verifying several places is "
+            "taken to cost what one step does." if timed else " No speeds are known, and so no times as fast.")  # fmt: skip
+    return (f"Foretold from the mean acceptance on {TEXTS[text]}, as if each token were accepted by itself (arXiv 2211.17192, eq. 1 and theorem "
+            f"3.8).{cost} limbeck evaluate --acceptance measures it.")  # fmt: skip
 
 
 def _curve(who: str, place: int, values: Sequence[float]) -> Block:

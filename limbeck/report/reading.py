@@ -21,6 +21,8 @@ FILES = {
     "samples.jsonl": "what the student writes",
 }
 EVALUATION, PIPELINE = "evaluation.json", "pipeline.yaml"
+LISTS = ("missing", "differences", "gaps", "samples", "advice")
+"""Parts of an evaluation that are lists; the others are mappings."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Folder:
         """The method and how far it is, in one line."""
         parts = [self.objective, _kind(self.settings.get("source")), _kind(self.settings.get("teacher"))]
         done, asked = self.steps[-1].get("step", 0) if self.steps else 0, self.settings.get("steps")
-        steps = f"{done:,} steps" if asked in (None, done) else f"{done:,} of {asked:,} steps"
+        steps = f"{blocks.number(done)} steps" if asked in (None, done) else f"{blocks.number(done)} of {blocks.number(asked)} steps"
         took = f" in {timedelta(seconds=round(self.seconds))}" if self.timings else ""
         return " · ".join([*filter(None, parts), steps + took, "finished" if self.finished else "not finished"])
 
@@ -90,8 +92,10 @@ class Evaluation:
     missing: list[str]
 
     def part(self, key: str) -> Any:
-        """A part of it; empty where it is not there."""
-        return self.found.get(key) or {}
+        """A part of it; empty where it is not there, or is neither the list nor the mapping that it should be."""
+        kind = list if key in LISTS else dict
+        found = self.found.get(key)
+        return found if isinstance(found, kind) else kind()
 
 
 @dataclass
@@ -105,9 +109,12 @@ class Opened:
 
 def opened(paths: Sequence[Path]) -> Opened:
     """Read run folders, pipelines' folders (their stages) and evaluations' folders. Raises CheckpointError for a folder that is none."""
-    found, short = Opened(), [path.resolve().name for path in paths]
+    short = [path.resolve().parent.name if path.resolve().name == "evaluation" else path.resolve().name for path in paths]
+    found, whole = Opened(), [path.resolve() for path in paths]
     for path, name in zip(paths, short, strict=True):
         named = name if short.count(name) == 1 else str(path)
+        if path.resolve().parent in whole and path.name == "evaluation":
+            continue  # its run shows it
         if (path / PIPELINE).is_file():
             _stages(path, named, found)
         elif (path / EVALUATION).is_file() and not _is_run(path):
@@ -161,8 +168,9 @@ def evaluation(path: Path, name: str) -> Evaluation:
         found = None
     if not isinstance(found, dict):
         return Evaluation(name, {}, [f"{EVALUATION} cannot be read: give the same `limbeck evaluate` again, which writes it anew"])
-    told = found.get("missing")
-    return Evaluation(name, found, [str(each) for each in told] if isinstance(told, list) else [])
+    made = Evaluation(name, found, [])
+    made.missing += [str(each) for each in made.part("missing")]
+    return made
 
 
 def read(path: Path, name: str, number: int = 0) -> Folder:
@@ -173,7 +181,7 @@ def read(path: Path, name: str, number: int = 0) -> Folder:
             f"{path} is no run folder (one with {', '.join(FILES)}): found {found}; give the --out of a distillation or of an evaluation"
         )
     missing: list[str] = []
-    asked = {file: content for file, content in _contents(path, missing)}
+    asked = dict(_contents(path, missing))
     evaluations = {int(step): named for step, named in asked["evaluations.json"].items() if step.isdecimal() and isinstance(named, dict)}
     recipe = (path / "recipe.yaml").read_text(encoding="utf-8") if asked["recipe.yaml"] else ""
     logs = (asked[f"{log}.jsonl"] for log in ("metrics", "timings", "samples"))

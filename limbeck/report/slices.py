@@ -27,17 +27,19 @@ def advice(evaluation: Evaluation) -> list[Block]:
 def gaps(evaluation: Evaluation) -> list[Block]:
     """A map of slices and students for each kind of slice, the darkest the worst, and completions of those that have any."""
     slices = [each for each in evaluation.part("gaps") if isinstance(each, Mapping)]
-    made = list[Block]()
+    made, teaching = list[Block](), distilled(students(evaluation))
+    whose = teaching[0] if len(teaching) == 1 else "student"
     for kind in dict.fromkeys(str(each.get("kind", "slice")) for each in slices):
         here = [each for each in slices if str(each.get("kind", "slice")) == kind]
-        made += _map(f"Gaps by {kind.replace('_', ' ')}", kind, here)
+        made += _map(f"Gaps by {kind.replace('_', ' ')}", kind, here, whose)
     if made:
-        made[-1]["note"] = "Darker is worse, of one figure over all slices and students. Recovered: the share of the gap between the student before and its teacher."
+        made[-1]["note"] = ("Darker is worse, of one figure over all slices and students. Recovered: the share of the gap between the student before "
+                            "and its teacher that was closed.")  # fmt: skip
     return made + [block for each in slices for block in completions(f"Completions: {each.get('name', '')}", each.get("samples") or [])]
 
 
-def _map(title: str, kind: str, slices: Sequence[Mapping[str, Any]]) -> list[Block]:
-    known = [_by_figure(each) for each in slices]
+def _map(title: str, kind: str, slices: Sequence[Mapping[str, Any]], whose: str) -> list[Block]:
+    known = [_by_figure(each, whose) for each in slices]
     every = [key for each in known for key in each]
     keys = [key for key in LOOKED_AT if key in every] or ordered(every)[:2]
     names = {key: list(dict.fromkeys(who for each in known for who in each.get(key, {}))) for key in keys}
@@ -52,7 +54,7 @@ def _map(title: str, kind: str, slices: Sequence[Mapping[str, Any]]) -> list[Blo
     return table(title, kind.replace("_", " "), columns, rows)
 
 
-def _by_figure(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _by_figure(found: Mapping[str, Any], whose: str) -> dict[str, dict[str, Any]]:
     """Figures of a slice by figure, then by who. One text stands for a student that has several: its own first."""
     made = dict[str, dict[str, Any]]()
     for who, each in (found.get("figures") or {}).items():
@@ -62,7 +64,7 @@ def _by_figure(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 made.setdefault(key, {})[who] = value
     told = found.get("recovered")
     if is_figure(told) or (isinstance(told, Mapping) and "why" in told):
-        made["recovered"] = {"student": told}
+        made["recovered"] = {whose: told}
     elif isinstance(told, Mapping):
         made["recovered"] = {who: each for who, each in told.items() if is_figure(each)}
     return made
@@ -86,7 +88,7 @@ def tasks(evaluation: Evaluation) -> list[Block]:
         told = [str(found[key]) for key in ("shape", "verifier") if isinstance(found.get(key), str)]
         told += [f"{number(found['prompts'])} prompts"] if finite(found.get("prompts")) else []
         made += by_who(f"Task: {name}", figures, note=" · ".join(told))
-        made += paired([each for each in found.get("differences") or [] if isinstance(each, Mapping)], distilled(students(evaluation)), f"Differences: {name}")
+        made += paired(found.get("differences") or [], distilled(students(evaluation)), f"Differences: {name}")
         made += completions(f"Completions: {name}", found.get("samples") or [])
         for key in ordered([key for each in figures.values() for key, value in each.items() if is_figure(value) and better(key)])[:1]:
             cells = {who: cell(each[key]) for who, each in figures.items() if is_figure(each.get(key)) and finite(cell(each[key])["value"])}
@@ -98,6 +100,6 @@ def robustness(evaluation: Evaluation) -> list[Block]:
     """The same figures under edits of the prompt, what of the teacher's robustness the student kept, and adversarial suffixes."""
     found = evaluation.part("robustness")
     edits = {edit: each for edit, each in found.items() if edit not in SPECIAL}
-    made = nested("Robustness: under edits of the prompt", edits, "Darker is worse, of one figure.")
-    made += nested("What was kept of the teacher's robustness", found.get("kept"))
-    return made + nested("Adversarial suffixes", found.get("adversarial"))
+    made = nested("Robustness: under edits of the prompt", edits, "Darker is worse, of one figure.", first="edit")
+    made += nested("What was kept of the teacher's robustness", found.get("kept"), first="edit")
+    return made + nested("Adversarial suffixes", found.get("adversarial"), first="who")

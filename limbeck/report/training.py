@@ -10,10 +10,8 @@ from limbeck.report.blocks import (
     Points,
     axis,
     band,
-    better,
     card,
     cell,
-    colour,
     column,
     figure,
     figures,
@@ -57,10 +55,10 @@ def before_and_after(found: Sequence[dict[str, Any]]) -> list[Block]:
 
 def _table(found: dict[str, Any]) -> list[Block]:
     columns = [column(when, _way(found, key), label(key)) for key in found["keys"] for when in ("before", "after")]
-    rows = [
-        row(each["folder"].name, [_cell(each[when], key) for key in found["keys"] for when in ("before", "after")], _measured(each), each["folder"].number)
-        for each in found["rows"]
-    ]  # fmt: skip
+    rows = list[Block]()
+    for each in found["rows"]:
+        cells = [_cell(each[when], key) for key in found["keys"] for when in ("before", "after")]
+        rows.append(row(each["folder"].name, cells, _measured(each), each["folder"].number))
     for place in range(0, len(columns), 2):  # before and after are one figure
         pairs = [{"cells": [one["cells"][place + side]]} for one in rows for side in (0, 1)]
         mark_best(pairs, columns[place : place + 1])
@@ -154,12 +152,11 @@ def differences(found: Sequence[dict[str, Any]]) -> list[Block]:
         keys = [key for key in each["keys"] if all(f"{key}_interval" in row["after"] and key in row["after"] for row in ends)]
         if len(ends) < 2:
             continue
-        first, columns = ends[0], [column(label(key), _way(each, key)) for key in keys]
-        rows = [
-            row(f"{other['folder'].name} less {first['folder'].name}", [apart(_cell(other["after"], key), _cell(first["after"], key)) for key in keys],
-                run=other["folder"].number) for other in ends[1:]
-        ]  # fmt: skip
-        made += table(each["name"], "difference", columns, rows)
+        first, rows = ends[0], list[Block]()
+        for other in ends[1:]:
+            cells = [apart(_cell(other["after"], key), _cell(first["after"], key)) for key in keys]
+            rows.append(row(f"{other['folder'].name} less {first['folder'].name}", cells, run=other["folder"].number))
+        made += table(each["name"], "difference", [column(label(key), _way(each, key)) for key in keys], rows)
     return made
 
 

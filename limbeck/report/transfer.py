@@ -40,14 +40,23 @@ def distilled(names: Sequence[str]) -> list[str]:
     return [name for name in names if name != TEACHER and name.split(": ")[-1] not in OTHERS]
 
 
+def figures_of(evaluation: Evaluation) -> dict[str, dict[str, dict[str, Any]]]:
+    """By who, text and figure, whatever has that shape."""
+    known = {str(who): each for who, each in evaluation.part("figures").items() if isinstance(each, Mapping)}
+    return {
+        who: {str(text): {str(key): each for key, each in found.items() if is_figure(each)} for text, found in by_text.items()
+              if isinstance(found, Mapping)} for who, by_text in known.items()
+    }  # fmt: skip
+
+
 def students(evaluation: Evaluation) -> list[str]:
     """All that were measured but the teacher."""
-    return [who for who in evaluation.part("figures") if who != TEACHER]
+    return [who for who in figures_of(evaluation) if who != TEACHER]
 
 
 def of_text(evaluation: Evaluation, text: str) -> dict[str, dict[str, Any]]:
     """Figures on one text, by who."""
-    return {who: found[text] for who, found in evaluation.part("figures").items() if isinstance(found.get(text), Mapping)}
+    return {who: found[text] for who, found in figures_of(evaluation).items() if text in found}
 
 
 def way(key: str, text: str = "") -> int:
@@ -57,10 +66,11 @@ def way(key: str, text: str = "") -> int:
 
 def figures(evaluation: Evaluation) -> list[Block]:
     """A table for each text: a row for each model, a column for each figure."""
-    texts = dict.fromkeys([*TEXTS, *(text for found in evaluation.part("figures").values() for text in found)])
+    texts = dict.fromkeys([*TEXTS, *(text for found in figures_of(evaluation).values() for text in found)])
     made = [block for text in texts for block in by_who(f"On {TEXTS.get(text, text)}", of_text(evaluation, text), text)]
     if made:
-        made[-1]["note"] = "Small type: 95 % intervals over sequences. Bold: the best of the students. ↓ lower is better, ↑ higher is better; no arrow: neither."
+        arrows = "↓ lower is better, ↑ higher is better; no arrow: neither."
+        made[-1]["note"] = f"Small type: 95 % intervals over sequences. Bold: the best of the students. {arrows}"
     return made
 
 
@@ -91,7 +101,7 @@ def differences(evaluation: Evaluation) -> list[Block]:
 
 def paired(found: Any, teaching: Sequence[str], title: str = "") -> list[Block]:
     """Tables of differences (`of`, `less`, `text`, `figures`), turned so that who was distilled stands first."""
-    turned = [_turned(each, teaching) for each in found if isinstance(each.get("figures"), Mapping)]
+    turned = [_turned(each, teaching) for each in found if _is_difference(each)]
     made = list[Block]()
     for text in dict.fromkeys(each.get("text", "") for each in turned):
         here = [each for each in turned if each.get("text", "") == text]
@@ -100,6 +110,10 @@ def paired(found: Any, teaching: Sequence[str], title: str = "") -> list[Block]:
         made += _pairs(where, first or here, text)
         made += _pairs(f"{where}: the other pairs", [each for each in here if each not in first] if first else [], text, folded=True)
     return sorted(made, key=lambda block: block["folded"])
+
+
+def _is_difference(found: Any) -> bool:
+    return isinstance(found, Mapping) and {"of", "less"} <= found.keys() and isinstance(found.get("figures"), Mapping)
 
 
 def _turned(found: Mapping[str, Any], teaching: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +149,8 @@ def lead(evaluation: Evaluation) -> str:
         if after := min(distilled(list(known)), key=lambda who: known[who], default=None):
             prefix = after + ": " if f"{after}: before" in known else ""
             before = f" (before: {number(known[f'{prefix}before'])})" if f"{prefix}before" in known else ""
-            said = f"On {'its own text' if text == OWN else TEXTS[text]} {after} is {number(known[after])} nats a token from its teacher{before}"
+            named = "the student" if after == "after" else after
+            said = f"On {'its own text' if text == OWN else TEXTS[text]} {named} is {number(known[after])} nats a token from its teacher{before}"
             return f"{said}{_beside(evaluation, after, f'{prefix}fine-tuned', text)}."
     return ""
 
@@ -143,7 +158,7 @@ def lead(evaluation: Evaluation) -> str:
 def _beside(evaluation: Evaluation, after: str, other: str, text: str) -> str:
     """How a student stands to the fine-tuned one."""
     for each in evaluation.part("differences"):
-        if {each.get("of"), each.get("less")} == {after, other} and each.get("text") == text:
+        if _is_difference(each) and {each["of"], each["less"]} == {after, other} and each.get("text") == text:
             found = difference(_turned(each, [after])["figures"].get("kl_nats"))
             if not found["sure"]:
                 return "; whether it is nearer than the one that was fine-tuned without a teacher cannot be told"
@@ -179,18 +194,18 @@ def text_of(found: Any) -> str:
 # Whatever has figures for leaves
 
 
-def nested(title: str, found: Any, note: str = "", heat: bool = True) -> list[Block]:
+def nested(title: str, found: Any, note: str = "", first: str = "what", heat: bool = True) -> list[Block]:
     """Tables of anything that has figures for leaves, by depth: rows; rows and columns; rows, and columns below each figure."""
     leaves = list(_leaves(found, ()))
     made = list[Block]()
     for depth in sorted({len(path) for path, _ in leaves}):
         here = {path: each for path, each in leaves if len(path) == depth}
         if depth <= 3:
-            made += _crossed(title if not made else f"{title}, more", here, heat)
+            made += _crossed(title if not made else f"{title}, more", first, here, heat)
         else:
             made += [
-                block for first in dict.fromkeys(path[0] for path in here)
-                for block in nested(f"{title}: {first}", found[first] if isinstance(found, Mapping) else None, heat=heat)
+                block for outer in dict.fromkeys(path[0] for path in here)
+                for block in nested(f"{title}: {outer}", _below(found, outer), first=first, heat=heat)
             ]  # fmt: skip
     if made:
         made[-1]["note"] = note
@@ -205,7 +220,11 @@ def _leaves(found: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
             yield from _leaves(each, (*path, str(key)))
 
 
-def _crossed(title: str, leaves: Mapping[tuple[str, ...], Any], heat: bool) -> list[Block]:
+def _below(found: Mapping[Any, Any], name: str) -> Any:
+    return next(each for key, each in found.items() if str(key) == name)
+
+
+def _crossed(title: str, first: str, leaves: Mapping[tuple[str, ...], Any], heat: bool) -> list[Block]:
     """Of paths (row), (row, column) or (row, column, figure)."""
     whole = {(path[0], "value" if len(path) == 1 else path[1], path[2] if len(path) == 3 else ""): each for path, each in leaves.items()}
     groups, names = ordered([group for _, _, group in whole]), list(dict.fromkeys(name for _, name, _ in whole))
@@ -215,7 +234,7 @@ def _crossed(title: str, leaves: Mapping[tuple[str, ...], Any], heat: bool) -> l
     if heat and len(rows) > 1:
         for group in dict.fromkeys(group or name for group, name in pairs):
             shade(rows, len(pairs), [better(g or n) if (g or n) == group else 0 for g, n in pairs])
-    return table(title, "", columns, rows)
+    return table(title, first, columns, rows)
 
 
 def diversity(evaluation: Evaluation) -> list[Block]:
