@@ -59,11 +59,8 @@ def _bars(folders: Sequence[Folder]) -> list[Block]:
     places = list(range(len(timed)))
     bar = {"type": "bar", "orientation": "h", "x": [each.seconds for each in timed], "y": places, "text": told, "textposition": "none",
            "hovertemplate": "%{text}<extra></extra>", "marker": {"color": colour(0)}, "showlegend": False, "width": 0.6}  # fmt: skip
-    return figures(
-        figure(
-            "Time of steps", [bar], axis("seconds"), names_axis([each.name for each in timed], 22), height=76 + 34 * len(timed), hovermode="closest"
-        )
-    )
+    y = names_axis([each.name for each in timed], 22)
+    return figures(figure("Time of steps", [bar], axis("seconds"), y, height=76 + 34 * len(timed), hovermode="closest"))
 
 
 def sources(folders: Sequence[Folder], evaluations: Sequence[Evaluation]) -> list[Block]:

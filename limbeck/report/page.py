@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import CheckpointError
 from limbeck.files import write_text
 from limbeck.report.blocks import between, colour, dash, number
 from limbeck.report.content import content
 from limbeck.report.reading import opened
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 ASSETS = Path(__file__).parent.parent / "assets" / "report"
 
@@ -35,12 +39,18 @@ def report(
 
 
 def html(found: dict[str, Any]) -> str:
-    """Fill the template; everything is escaped but plotly's own script."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """Fill the template; everything is escaped but plotly's own script, which stands in a page that draws."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
+    drawn = any(block["kind"] == "figures" for section in found["sections"] for block in section["blocks"])
+    return _template().render(**found, plotly=Markup(get_plotlyjs()) if drawn else "")
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, between=between, colour=colour, dash=dash)
-    drawn = any(block["kind"] == "figures" for section in found["sections"] for block in section["blocks"])
-    return environment.get_template("page.html.j2").render(**found, plotly=Markup(get_plotlyjs()) if drawn else "")
+    return environment.get_template("page.html.j2")

@@ -109,12 +109,11 @@ class Opened:
 
 def opened(paths: Sequence[Path]) -> Opened:
     """Read run folders, pipelines' folders (their stages) and evaluations' folders. Raises CheckpointError for a folder that is none."""
-    short = [path.resolve().parent.name if path.resolve().name == "evaluation" else path.resolve().name for path in paths]
-    found, whole = Opened(), [path.resolve() for path in paths]
-    for path, name in zip(paths, short, strict=True):
+    whole = {path.resolve(): path for path in paths}  # a run shows the evaluation in it, and each is shown once
+    kept = [path for real, path in whole.items() if not (real.name == "evaluation" and real.parent in whole)]
+    found, short = Opened(), [(real.parent if (real := path.resolve()).name == "evaluation" else real).name for path in kept]
+    for path, name in zip(kept, short, strict=True):
         named = name if short.count(name) == 1 else str(path)
-        if path.resolve().parent in whole and path.name == "evaluation":
-            continue  # its run shows it
         if (path / PIPELINE).is_file():
             _stages(path, named, found)
         elif (path / EVALUATION).is_file() and not _is_run(path):
