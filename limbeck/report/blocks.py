@@ -18,7 +18,7 @@ ORDER = ("kl_nats", "reverse_kl_nats", "agreement", "acceptance", "ce_nats", "pe
 """Which figures come first; the rest as they come."""
 UNITS = {"nats": "nats a token", "bits": "bits a byte"}
 LOWER = {"nats", "perplexity", "error", "loss", "gap", "bits"}  # words of a figure's name that tell which way is better
-HIGHER = {"accuracy", "acceptance", "agreement", "rate", "score", "reward", "right", "recovered", "kept", "pass"}
+HIGHER = {"accuracy", "acceptance", "agreement", "rate", "score", "reward", "right", "recovered", "pass"}
 NEITHER = {"entropy", "temperature"}
 COLOURS, DASHES, SYMBOLS = 6, ("solid", "dash", "dot", "dashdot"), ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
@@ -46,6 +46,8 @@ def number(value: Any) -> str:
     if isinstance(value, int) or not math.isfinite(value):
         return f"{value:,}"
     value += 0.0  # no negative zero
+    if abs(value) >= 1e9:
+        return f"{value:.3e}"
     return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value) or 1)))}f}" if abs(value) >= 1e-4 or not value else f"{value:.2e}"
 
 
@@ -84,9 +86,9 @@ def ordered(keys: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(keys), key=lambda key: ORDER.index(key) if key in ORDER else len(ORDER))
 
 
-def column(name: str, way: int = 0, group: str = "") -> Block:
-    """A column. way: which way its figure gets better. group: what stands above several columns."""
-    return {"label": name, "better": way, "group": group}
+def column(name: str, way: int = 0, group: str = "", text: bool = False) -> Block:
+    """A column. way: which way its figure gets better. group: what stands above several columns. text: it holds words, and no figures."""
+    return {"label": name, "better": way, "group": group, "text": text}
 
 
 def cell(found: Any, **more: Any) -> Block:
@@ -115,7 +117,7 @@ def table(title: str, first: str, columns: Sequence[Block], rows: Sequence[Block
     groups = _groups(columns)
     told = [
         {**each, "first": bool(groups) and (place == 0 or each["group"] != columns[place - 1]["group"]), "shared": _shared(each, columns),
-         "text": any(isinstance(one["cells"][place]["value"], str) and len(one["cells"][place]["value"]) > 32 for one in rows)}
+         "text": each["text"] or any(isinstance(one["cells"][place]["value"], str) and len(one["cells"][place]["value"]) > 32 for one in rows)}
         for place, each in enumerate(columns)
     ]  # fmt: skip
     made = {"kind": "table", "title": title, "first": first, "groups": groups, "columns": told, "rows": list(rows), "note": note, "folded": folded}

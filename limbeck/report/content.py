@@ -46,6 +46,8 @@ def content(found: Opened, table: dict[str, Any] | None, title: str) -> dict[str
 
 def _lead(found: Opened, summed: Sequence[dict[str, Any]]) -> str:
     told = transfer.lead(found.evaluations[0]) if len(found.evaluations) == 1 else ""
+    if told and len(found.folders) > 1:
+        told = f"{found.evaluations[0].name}: {told[0].lower()}{told[1:]}"
     return " ".join(filter(None, [lead(summed) if found.folders and (summed or not told) else "", told]))
 
 

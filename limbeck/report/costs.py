@@ -103,5 +103,5 @@ def licences(folders: Sequence[Folder]) -> list[Block]:
         row(of, [cell(name), cell(", ".join(each["roles"])), cell(each.get("permits")), cell(each.get("obliges") or "—"), cell(each.get("source"))])
         for (of, name), each in found.items()
     ]  # fmt: skip
-    columns = [column(name) for name in ("Licence", "As", "Permits to learn from it", "Asks", "Said by")]
+    columns = [column(name, text=True) for name in ("Licence", "As", "Permits to learn from it", "Asks", "Said by")]
     return table("Licences", "of", columns, rows, "What was found, and no legal advice.")

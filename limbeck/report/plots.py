@@ -1,6 +1,6 @@
 """What an evaluation found, as figures: values with intervals, reliability, divergence by position, what speculation would bring."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from math import ceil, sqrt
 from typing import Any
@@ -63,10 +63,20 @@ def _said(found: Block) -> str:
 def dots(evaluation: Evaluation) -> list[Block]:
     """Each figure by who, a point with its interval for each text."""
     found = figures_of(evaluation)
-    texts, names = [text for text in TEXTS if of_text(evaluation, text)], list(found)
+    texts, names = list(TEXTS), list(found)
     keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key not in UNDRAWN])
     made = [block for key in keys for block in figure_of(label(key), unit(key), names, {text: column_of(found, text, key) for text in texts})]
-    return side_by_side(made, key_of([TEXTS[text] for text in texts]), "Figures with their intervals", "Whiskers: 95 % intervals over sequences.")
+    return side_by_side(
+        made,
+        _texts_key({text for each in found.values() for text in each}),
+        "Figures with their intervals",
+        "Whiskers: 95 % intervals over sequences.",
+    )
+
+
+def _texts_key(shown: Collection[str]) -> list[Block]:
+    """What the colours of texts mean: the same in all figures, and only of those that are shown."""
+    return [each for each, text in zip(key_of(list(TEXTS.values())), TEXTS, strict=True) if text in shown]
 
 
 def column_of(found: Mapping[str, Any], text: str, key: str) -> dict[str, Block]:
@@ -100,11 +110,11 @@ def positions(evaluation: Evaluation) -> list[Block]:
             rows = [(n, one, each) for n, one, each in rows if finite(each["value"])]
             ticks |= {n: _stretch(one) for n, one, _ in rows}
             traces += _line(TEXTS[text], place, [(n, each) for n, _, each in rows])
-        x = axis("place of the token in its completion", tickmode="array", tickvals=list(ticks), ticktext=list(ticks.values()))
+        x = axis("place of the token in its completion", tickmode="array", tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=0)
         made += figure(who, traces, x, axis(unit(key), rangemode="tozero"))
     note = ("Where the student is further from its teacher on its own text than on the teacher's, the more so the later the token, it meets prefixes "
             "that nobody taught it: exposure bias. Bands: 95 % intervals. Each student has a scale of its own.")  # fmt: skip
-    key_entries = key_of([TEXTS[text] for text in TEXTS])
+    key_entries = _texts_key({text for each in found.values() for text, rows in each.items() if rows})
     return [*side_by_side(made, key_entries, f"{label(key)} by position", note), *(_exposure(evaluation) if made else [])]
 
 
@@ -201,12 +211,12 @@ def acceptance(evaluation: Evaluation) -> list[Block]:
     costs = {who: cost for who in found if finite(cost := _cost(evaluation, who))}
     rounds, faster, rows, proposed = list[Block](), list[Block](), list[Block](), range(PROPOSED + 1)
     for who, each in found.items():
-        place, bounds = names.index(who), each["interval"] or [each["value"]] * 2
-        rounds.append(band(who, place, [(n, *(expected_tokens(bound, n) for bound in bounds)) for n in proposed]))
+        place, (low, high) = names.index(who), each["interval"] or [each["value"]] * 2
+        rounds.append(band(who, place, [(n, expected_tokens(low, n), expected_tokens(high, n)) for n in proposed]))
         rounds.append(_curve(who, place, [expected_tokens(each["value"], n) for n in proposed]))
         cells = [each, cell(costs.get(who)), cell(None), cell(None)]
         if who in costs:
-            faster.append(band(who, place, [(n, *(speedup(bound, n, costs[who]) for bound in bounds)) for n in proposed]))
+            faster.append(band(who, place, [(n, speedup(low, n, costs[who]), speedup(high, n, costs[who])) for n in proposed]))
             faster.append(_curve(who, place, [speedup(each["value"], n, costs[who]) for n in proposed]))
             best = best_length(each["value"], costs[who], most=PROPOSED)
             cells[2:] = [cell(best), cell(speedup(each["value"], best, costs[who]))]

@@ -141,7 +141,7 @@ def _evaluated(path: Path, name: str, found: Opened) -> None:
     if (path / "evaluation" / EVALUATION).is_file():
         found.evaluations.append(evaluation(path / "evaluation", name))
     elif (path / "evaluation" / "settings.json").is_file():
-        found.missing.append(f"{name}: the evaluation is still going on, or was stopped; the same `limbeck evaluate` goes on with it")
+        found.missing.append(f"{name}: the evaluation is still going on, or was stopped; the same limbeck evaluate goes on with it")
 
 
 def _stages(path: Path, name: str, found: Opened) -> None:
@@ -166,7 +166,7 @@ def evaluation(path: Path, name: str) -> Evaluation:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        return Evaluation(name, {}, [f"{EVALUATION} cannot be read: give the same `limbeck evaluate` again, which writes it anew"])
+        return Evaluation(name, {}, [f"{EVALUATION} cannot be read: give the same limbeck evaluate again, which writes it anew"])
     made = Evaluation(name, found, [])
     made.missing += [str(each) for each in made.part("missing")]
     return made
@@ -183,8 +183,9 @@ def read(path: Path, name: str, number: int = 0) -> Folder:
     asked = dict(_contents(path, missing))
     evaluations = {int(step): named for step, named in asked["evaluations.json"].items() if step.isdecimal() and isinstance(named, dict)}
     recipe = (path / "recipe.yaml").read_text(encoding="utf-8") if asked["recipe.yaml"] else ""
-    logs = (asked[f"{log}.jsonl"] for log in ("metrics", "timings", "samples"))
-    return Folder(name, number, recipe, asked["recipe.yaml"], asked["provenance.json"], *logs, evaluations, (path / "student").is_dir(), missing)
+    settings, provenance, finished = asked["recipe.yaml"], asked["provenance.json"], (path / "student").is_dir()
+    metrics, timings, samples = (asked[f"{log}.jsonl"] for log in ("metrics", "timings", "samples"))
+    return Folder(name, number, recipe, settings, provenance, metrics, timings, samples, evaluations, finished, missing)
 
 
 READERS: dict[str, tuple[Callable[[Path], Any], type[Any]]] = {
