@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--remote-debugging-pipe",
 ]  # fmt: skip
+PATIENCE = 120
+"""Seconds, for a machine with other work."""
 STARTER = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 """Chromium reads commands from descriptor 3, and answers on 4."""
 
@@ -25,7 +28,7 @@ class Browser:
     """One page of it."""
 
     def __init__(self, told: int, said: int) -> None:
-        self.told, self.said = told, os.fdopen(said, "rb")
+        self.told, self.said = told, said
         self.waiting, self.number, self.session = b"", 0, ""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -43,7 +46,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.waiting:
-            piece = self.said.read1(2**16)
+            assert select.select([self.said], [], [], PATIENCE)[0], f"the browser has said nothing for {PATIENCE} seconds"
+            piece = os.read(self.said, 2**16)
             assert piece, "the browser is gone"
             self.waiting += piece
         message, self.waiting = self.waiting.split(b"\0", 1)
@@ -104,6 +108,6 @@ def browser(folder: Path) -> Iterator[Browser]:
             yield found
         finally:
             os.close(told)
-            found.said.close()
+            os.close(said)
             process.terminate()
             process.wait(30)

@@ -66,12 +66,8 @@ def dots(evaluation: Evaluation) -> list[Block]:
     texts, names = list(TEXTS), list(found)
     keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key not in UNDRAWN])
     made = [block for key in keys for block in figure_of(label(key), unit(key), names, {text: column_of(found, text, key) for text in texts})]
-    return side_by_side(
-        made,
-        _texts_key({text for each in found.values() for text in each}),
-        "Figures with their intervals",
-        "Whiskers: 95 % intervals over sequences.",
-    )
+    key = _texts_key({text for each in found.values() for text in each})
+    return side_by_side(made, key, "Figures with their intervals", "Whiskers: 95 % intervals over sequences.")
 
 
 def _texts_key(shown: Collection[str]) -> list[Block]:

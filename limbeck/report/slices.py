@@ -33,7 +33,7 @@ def gaps(evaluation: Evaluation) -> list[Block]:
         here = [each for each in slices if str(each.get("kind", "slice")) == kind]
         made += _map(f"Gaps by {kind.replace('_', ' ')}", kind, here, whose)
     if made:
-        made[-1]["note"] = ("Darker is worse, of one figure over all slices and students. Recovered: the share of the gap between the student before "
+        made[-1]["note"] = ("The stronger the colour the worse, of one figure over all slices and students. Recovered: the share of the gap between the student before "
                             "and its teacher that was closed.")  # fmt: skip
     return made + [block for each in slices for block in completions(f"Completions: {each.get('name', '')}", each.get("samples") or [])]
 
@@ -100,6 +100,6 @@ def robustness(evaluation: Evaluation) -> list[Block]:
     """The same figures under edits of the prompt, what of the teacher's robustness the student kept, and adversarial suffixes."""
     found = evaluation.part("robustness")
     edits = {edit: each for edit, each in found.items() if edit not in SPECIAL}
-    made = nested("Robustness: under edits of the prompt", edits, "Darker is worse, of one figure.", first="edit")
+    made = nested("Robustness: under edits of the prompt", edits, "The stronger the colour the worse, of one figure.", first="edit")
     made += nested("What was kept of the teacher's robustness", found.get("kept"), first="edit")
     return made + nested("Adversarial suffixes", found.get("adversarial"), first="who")
