@@ -27,7 +27,7 @@ def differences(mine: str, theirs: str, text: str) -> dict[str, Any]:
     return {"of": mine, "less": theirs, "text": text, "figures": {key: figure(value, 0.02) for key, value in gap.items()}}
 
 
-def calibration(who: str, over: float) -> dict[str, Any]:
+def calibration(over: float) -> dict[str, Any]:
     sure = [(place + 0.5) / 15 for place in range(15)]
     bins = [
         {"low": p - 1 / 30, "high": p + 1 / 30, "tokens": 40 + 60 * place, "confidence": p, "accuracy": max(0.0, p - over * p)}
@@ -49,34 +49,60 @@ def positions(who: str) -> dict[str, Any]:
 
 
 def gaps() -> list[dict[str, Any]]:
-    worse = {"chemistry": 3.0, "cooking": 1.0, "law": 1.4, "first tokens": 0.8, "later tokens": 1.3}
-    return [
-        {"kind": "category" if n < 3 else "position", "name": name, "sequences": 20 + n, "tokens": 900 + n,
-         "figures": {who: {"kl_nats": figure(FAR[who] * times)} for who in WHO[1:]},
-         "recovered": figure(0.7 / times) if name != "law" else {"value": None, "interval": None, "why": "there is no sure gap: -1 to 1 holds 0"},
-         "surely_worse": name == "chemistry",
-         "samples": [{"prompt": "Why is water wet?", "completions": {"teacher": "It wets.", "after": "Wet it is."}}] if name == "chemistry" else []}
-        for n, (name, times) in enumerate(worse.items())
-    ]  # fmt: skip
+    """Of the data's text and of the student's own."""
+    worse = {
+        ("all", "all tokens"): 1.0,
+        ("category", "chemistry"): 3.0,
+        ("category", "cooking"): 1.0,
+        ("category", "law"): 1.4,
+        ("position", "4 to 7"): 0.8,
+    }
+    found = list[dict[str, Any]]()
+    for text, names in (("given", WHO[1:]), ("own", ("after",))):
+        for n, ((kind, name), times) in enumerate(worse.items()):
+            bad = name == "chemistry"
+            above = {"above_rest": {"value": 0.1 * times, "at_least": 0.1, "compared": 4}}
+            each = {who: {"kl_nats": figure(FAR[who] * times), **above, "surely_worse": bad and who == "after"} for who in names}
+            why = {"value": None, "interval": None, "why": "there is no sure gap: -1 to 1 holds 0"}
+            if text == "given":
+                each["after"]["recovered"] = {"against": "fine-tuned", "kl_nats": why if name == "law" else figure(0.7 / times)}
+            one = {"row": 1, "prompt": "Why is water wet?", "completions": {"teacher": "It wets.", "after": "Wet it is."}}
+            few = {"few": "9 sequences, and at least 10 are needed to say how sure it is"} if name == "law" else {}
+            found.append({"text": text, "kind": kind, "name": name, "sequences": 20 + n, "tokens": 900 + n, **few, "students": each,
+                          **({"examples": {"after": [one]}} if bad else {})})  # fmt: skip
+    return found
 
 
 def tasks() -> dict[str, Any]:
     right = {"teacher": 0.71, "before": 0.12, "after": 0.52, "fine-tuned": 0.41, "from scratch": 0.03}
+    answers = {"teacher": {"completion": "4", "reward": 1.0, "right": True}, "after": {"completion": "5", "reward": 0.0, "right": False}}
     return {
         "sums": {
-            "shape": "gsm8k", "verifier": "LastNumber", "prompts": 128,
-            "figures": {who: {"right": figure(share), "pass@4": figure(min(1.0, 1.3 * share))} for who, share in right.items()},
+            "shape": "GSM8K", "verifier": "Number()", "prompts": 128,
+            "figures": {who: {"right": figure(share), "cut": figure(0.1), "calibration": calibration(0.2)} for who, share in right.items()},
             "differences": [{"of": "fine-tuned", "less": "after", "figures": {"right": figure(-0.11, 0.05)}}],
-            "samples": [{"prompt": "2 + 2?", "completions": {"teacher": {"text": "4", "right": True}, "after": {"text": "5", "right": False}}}],
+            "recovered": [{"of": "after", "beside": "before", "figures": {"right": figure(0.678)}}],
+            "samples": [{"row": 0, "prompt": "2 + 2?", "wanted": "4", "answers": answers}],
         }
     }  # fmt: skip
 
 
 def robustness() -> dict[str, Any]:
-    edits = {"as it is": 1.0, "typos": 1.5, "upper case": 1.2, "distractor": 2.2, "truncated": 1.1}
-    found: dict[str, Any] = {edit: {who: {"kl_nats": figure(FAR[who] * times)} for who in WHO[1:4]} for edit, times in edits.items()}
-    kept = {"typos": {"after": figure(0.8)}, "upper case": {"after": figure(0.95)}}
-    return {**found, "kept": kept, "adversarial": {"after": {"kl_nats": figure(3.3)}}}
+    times = {"clean": 1.0, "typos": 1.5, "upper": 1.2, "distractor": 2.2}
+    names = (*WHO[1:4], "teacher")
+    found = {
+        edit: {
+            who: {"ce_nats": figure(2 * n), "kl_nats": figure(FAR[who] * n) if who in FAR else figure(0.0), "steady": figure(1 / n),
+                  **({"lost": {"ce_nats": figure(n - 1, 0.1)}} if edit != "clean" else {})}
+            for who in names
+        } for edit, n in times.items()
+    }  # fmt: skip
+    kept = {"after": {"typos": {**figure(0.8), "share_lost": 0.3, "more_nats": figure(0.2)}, "upper": figure(0.95), "all": figure(0.875)}}
+    edits = {"typos": {"kind": "typos", "what": "letters that changed places", "prompts": 19, "example": "Waht?"}}
+    suffix = {"suffix": [1], "text": "! ! %", "steps": 8, "aim": "kl_nats", "sequences_read": 99, "random_each": [0.4]}
+    suffix |= {"clean": figure(0.3), "random": figure(0.4), "found": figure(3.3), "above_random": figure(2.9), "lost": {"student": figure(1.0)}}
+    missing = ["look-alikes: changes no prompt"]
+    return {"text": "given", "prompts": 20, "missing": missing, "edits": edits, "figures": found, "kept": kept, "adversarial": {"after": suffix}}
 
 
 def evaluation() -> dict[str, Any]:
@@ -93,7 +119,7 @@ def evaluation() -> dict[str, Any]:
         "figures": {who: {text: figures(who, text) for text in texts if (who, text) != ("teacher", "teacher")} for who in WHO},
         "differences": [differences(mine, theirs, text) for mine, theirs in pairs for text in texts],
         "positions": {who: positions(who) for who in WHO[1:]},
-        "calibration": {who: {"text": "given", "raw": calibration(who, each), "scaled": {**calibration(who, each / 4), "temperatures": [1.2, 1.3]}}
+        "calibration": {who: {"text": "given", "raw": calibration(each), "scaled": {**calibration(each / 4), "temperatures": [1.2, 1.3]}}
                         for who, each in over.items()},
         "diversity": {who: {"distinct_1": 0.3, "distinct_2": 0.8, "self_bleu": 0.2, "answers": 64, "tokens": 4096} for who in WHO},
         "samples": [{"row": n, "prompt": prompt, "completions": {who: f"{who} says {'much' if n % 2 else 'little'} of {n}" for who in WHO}}

@@ -12,8 +12,8 @@ from test_report import run_folder
 from limbeck.files import write_json
 from limbeck.report import report
 
-FIGURES = 8 + 4 + 5 + 2 + 1 + 6 + 1
-"""Values by who, positions and calibration of each, two of drafts, a task, learning curves, time by run."""
+FIGURES = 8 + 4 + 5 + 2 + 1 + 2 + 6 + 1
+"""Values by who, positions and calibration of each, two of drafts, a task, edits, learning curves, time by run."""
 LONG = "a-run-with-a-name-that-is-far-too-long-for-the-width-of-any-phone-and-without-a-space"
 ENTER, SPACE, TAB = ("Enter", 13), (" ", 32), ("Tab", 9)
 
@@ -109,10 +109,10 @@ def test_names_sort_and_what_is_no_number_comes_last(seen: Browser, page: Path) 
     title = "On the teacher's text"
     seen.run(f"{table(title)}.querySelector('thead button').click()")
     assert seen.run(column(title, 0)) == ["after", "before", "fine-tuned", "from scratch"]
-    title, recovered = "Gaps by category", "[data-column='1']"
-    for first in ("0.7", "0.2333"):
+    title, recovered = "Gaps, the data's text", "[data-column='6']"
+    for first in ("0.87", "0.2333"):
         seen.run(f'{table(title)}.querySelector("{recovered}").click()')
-        found = seen.run(column(title, 1))
+        found = seen.run(column(title, 6))
         assert found[0].startswith(first) and found[-1].startswith("—"), found
 
 
@@ -170,7 +170,7 @@ def test_hostile_text_does_nothing(seen: Browser, tmp_path: Path) -> None:
     found["samples"][0] = {"prompt": wicked, "completions": {wicked: wicked}}
     found["advice"] = [{"says": wicked, "because": wicked}]
     found["figures"][wicked], found["positions"][wicked] = found["figures"]["after"], found["positions"]["after"]
-    found["gaps"][0]["name"] = found["gaps"][0]["kind"] = wicked
+    found["gaps"][1]["name"] = found["gaps"][1]["kind"] = wicked
     write_json(tmp_path / "e" / "evaluation.json", found)
     seen.see(360)
     seen.open(report([tmp_path / "e"], tmp_path / "page.html"))

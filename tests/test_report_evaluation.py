@@ -78,7 +78,7 @@ def test_differences_are_of_whoever_was_distilled(tmp_path: Path) -> None:
 def test_calibration_beside_chance(tmp_path: Path) -> None:
     found = evaluation()
     page = shown(tmp_path, found)
-    line, chance, raw, scaled = plots(page)["from scratch"]["data"][-4:] if "from scratch" in plots(page) else pytest.fail("no figure")
+    line, chance, raw, scaled = plots(page)["from scratch"]["data"]
     assert line["x"] == [0, 1] and [each["name"] for each in (chance, raw, scaled)] == ["chance", "raw", "scaled"]
     bins = found["calibration"]["from scratch"]["raw"]["bins"]
     assert raw["y"] == [each["accuracy"] for each in bins]
@@ -103,24 +103,54 @@ def test_drafts(tmp_path: Path) -> None:
 
 def test_gaps_are_a_map(tmp_path: Path) -> None:
     page = shown(tmp_path, evaluation())
-    found = {row[0]: row[1:] for row in tables(page)["Gaps by category"]}
-    assert found["chemistry 20 sequences, 900 tokens surely worse than the rest"][0].startswith("0.2333")
-    assert found["law 22 sequences, 902 tokens"][0] == "— there is no sure gap: -1 to 1 holds 0"
-    part = page[page.index("Gaps by category") : page.index("Gaps by position")]
+    found = {row[0]: row[1:] for row in tables(page)["Gaps, the data&#39;s text"]}
+    chemistry = found["chemistry 21 sequences, 901 tokens surely worse: after"]
+    assert chemistry == ["category", "2.400 2.208–2.592", "0.9000 0.8280–0.9720", "1.800 1.656–1.944", "7.500 6.900–8.100", "0.2333 0.2147–0.2520"]
+    assert found["law 9 sequences, and at least 10 are needed to say how sure it is"][-1] == "— there is no sure gap: -1 to 1 holds 0"
+    assert "after, of fine-tuned" in page, "whose gap was closed"
+    part = page[page.index("Gaps, the data&#39;s text") : page.index("The stronger the colour")]
     heat = [float(each) for each in re.findall(r"--heat: ([\d.]+)%", part)]
-    assert max(heat) == 100 and min(heat) == 0 and len(heat) == 2 + 3 * 4
-    assert "Wet it is." in page
+    assert max(heat) == 100 and min(heat) == 0 and len(heat) == 5 * 4 + 4
+    assert "<summary>Gaps, each one&#39;s own text</summary>" in page, "texts but the first are folded"
+    assert page.count("Wet it is.") == 1 and "Surely worse at: category “chemistry” (after)" in page, "each prompt once"
 
 
-def test_tasks_and_robustness(tmp_path: Path) -> None:
+def test_tasks(tmp_path: Path) -> None:
     page = shown(tmp_path, evaluation())
     found = tables(page)
-    assert found["Task: sums"][2][:2] == ["after", "0.5200 0.4784–0.5616"] and "gsm8k · LastNumber · 128 prompts" in page
+    assert found["Task: sums"][2][:3] == ["after", "0.5200 0.4784–0.5616", "0.1000 0.0920–0.1080"] and "GSM8K · Number() · 128 prompts" in page
+    assert found["Task: sums"][2][3] == f"{number(evaluation()['tasks']['sums']['figures']['after']['calibration']['error'])} 0.1225–0.1425"
+    assert found["Recovered: sums"] == [["after, of before", "0.6780 0.6238–0.7322"]]
     assert found["Differences: sums"] == [["after less fine-tuned", "0.1100 0.0600–0.1600"]]
-    assert found["Robustness: under edits of the prompt"][3][0] == "distractor" and "0.6600" in found["Robustness: under edits of the prompt"][3][2]
-    assert found["What was kept of the teacher&#39;s robustness"] == [["typos", "0.8000 0.7360–0.8640"], ["upper case", "0.9500 0.8740–1.0260"]]
-    assert found["Adversarial suffixes"][0][0] == "after"
-    assert "✗ 5" in page and "Give more rows of chemistry" in page and page.index("Give more rows") < page.index("Figures with their intervals")
+    assert "✗ 5" in page and "Wanted: 4" in page
+    assert plots(page)["sums: right"]["data"][0]["x"] == [0.71, 0.12, 0.52, 0.41, 0.03]
+
+
+def test_robustness(tmp_path: Path) -> None:
+    found = evaluation()
+    page = shown(tmp_path, found)
+    rows = {row[0]: row[1:] for row in tables(page)["Robustness: under edits of the prompt"]}
+    assert list(rows) == ["clean", "typos letters that changed places 19 prompts", "upper", "distractor", "all edits"]
+    assert rows["typos letters that changed places 19 prompts"][:5] == ["0.8000 0.7360–0.8640", *["0.5000 0.4000–0.6000"] * 4], "kept, lost by each"
+    assert rows["all edits"] == ["0.8750 0.8050–0.9450", *["—"] * 12] and rows["clean"][5] == "0.8000 0.7360–0.8640"
+    assert "look-alikes: changes no prompt" in page and ["typos", "typos", "letters that changed places", "Waht?"] in tables(page)[
+        "The edits, with an example of each"]  # fmt: skip
+    assert tables(page)["Suffixes found by a search"][0][3] == "3.300 3.036–3.564"
+    lost = plots(page)["Loses by the edit, nats"]["data"]
+    assert [each["x"] for each in lost] == [[0.5, pytest.approx(0.2), pytest.approx(1.2)]] * 4
+    found["robustness"]["kept"] = {"after": {"typos": {"value": None, "interval": None, "why": "the prompt may be worth nothing"}}}
+    page = shown(tmp_path, found)
+    assert "nothing is said to be kept. after: the prompt may be worth nothing." in page and "Kept of the teacher" not in page
+
+
+def test_advice_comes_first(tmp_path: Path) -> None:
+    found = evaluation()
+    page = shown(tmp_path, found)
+    assert page.index("Give more rows of chemistry") < page.index("one thing could not be had") < page.index("Figures with their intervals")
+    found["advice"] = [{"of": who, "says": "train longer", "because": "0.1"} for who in ("a", "b")]
+    assert "a: train longer" in shown(tmp_path, found), "whose, where there are several"
+    found["advice"] = []
+    assert "What to do next" not in shown(tmp_path, found) and "not in it" not in shown(tmp_path, found), "nothing to say is not missing"
 
 
 @pytest.mark.parametrize("key", [key for key, (what, _) in PARTS.items() if what])
@@ -237,8 +267,9 @@ def test_text_never_becomes_markup(tmp_path: Path) -> None:
         found[key][WICKED] = found[key]["after"]
     found["samples"] = [{"prompt": WICKED, "completions": {WICKED: WICKED}}]
     found["advice"], found["missing"] = [{"says": WICKED, "because": WICKED}], [WICKED]
-    found["gaps"][0] |= {"name": WICKED, "kind": WICKED}
-    found["tasks"][WICKED], found["robustness"][WICKED] = found["tasks"]["sums"], found["robustness"]["typos"]
+    found["gaps"][1] |= {"name": WICKED, "kind": WICKED}
+    found["tasks"][WICKED], found["robustness"]["figures"][WICKED] = found["tasks"]["sums"], found["robustness"]["figures"]["typos"]
+    found["tasks"]["sums"]["samples"][0]["wanted"] = found["robustness"]["edits"]["typos"]["example"] = WICKED
     found["settings"]["asked"][WICKED], found[WICKED] = WICKED, {WICKED: {WICKED: figure(1.0)}}
     page = report([folder(tmp_path / "<b>e", found)], tmp_path / "page.html").read_text(encoding="utf-8")
     own = markup(tmp_path / "page.html")

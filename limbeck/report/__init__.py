@@ -2,7 +2,7 @@
 
 A run may still be going on: whatever is not there yet is named on the page, and the rest is shown.
 
-Reading order: blocks (what a page is made of) -> reading (the files) -> training, transfer, plots, slices, costs (sections) -> content
+Reading order: blocks (what a page is made of) -> reading (the files) -> training, transfer, plots, slices, trials, costs (sections) -> content
 (all of them, as plain data) -> page (HTML of that data, and nothing else).
 """
 

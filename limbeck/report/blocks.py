@@ -12,13 +12,13 @@ LABELS = {
     "bits_per_byte": "Bits per byte", "agreement": "Top-1 agreement", "acceptance": "Acceptance as a draft", "accuracy": "Next token right",
     "entropy_nats": "Entropy", "teacher_entropy_nats": "Teacher's entropy", "self_bleu": "Self-BLEU", "distinct_1": "Distinct 1-grams",
     "distinct_2": "Distinct 2-grams", "distinct_3": "Distinct 3-grams", "tokens_per_second": "Tokens a second", "side_by_side": "Side by side",
-    "weights_bytes": "Bytes of weights", "right": "Right", "recovered": "Recovered",
+    "weights_bytes": "Bytes of weights", "right": "Right", "recovered": "Recovered", "cut": "Cut off",
 }  # fmt: skip
 ORDER = ("kl_nats", "reverse_kl_nats", "agreement", "acceptance", "ce_nats", "perplexity", "bits_per_byte", "accuracy")
 """Which figures come first; the rest as they come."""
 UNITS = {"nats": "nats a token", "bits": "bits a byte"}
 LOWER = {"nats", "perplexity", "error", "loss", "gap", "bits"}  # words of a figure's name that tell which way is better
-HIGHER = {"accuracy", "acceptance", "agreement", "rate", "score", "reward", "right", "recovered", "pass"}
+HIGHER = {"accuracy", "acceptance", "agreement", "rate", "score", "reward", "right", "recovered", "pass", "steady"}
 NEITHER = {"entropy", "temperature"}
 COLOURS, DASHES, SYMBOLS = 6, ("solid", "dash", "dot", "dashdot"), ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
@@ -231,9 +231,10 @@ def notice(title: str, items: Sequence[str]) -> list[Block]:
 
 
 def samples(title: str, prompts: Sequence[Block], count: int) -> list[Block]:
-    """Prompts with what was written to them side by side: `prompt`, and `cards`. count: of all prompts there are."""
+    """Prompts with what was written to them side by side: `prompt`, `cards` and maybe `about`. count: of all prompts."""
     writers = list(dict.fromkeys(who["label"] for prompt in prompts for each in prompt["cards"] for who in each["who"]))
-    return [{"kind": "samples", "title": title, "prompts": list(prompts), "count": count, "writers": writers}] if prompts else []
+    told = [{"about": "", **each} for each in prompts]
+    return [{"kind": "samples", "title": title, "prompts": told, "count": count, "writers": writers}] if prompts else []
 
 
 def card(who: Sequence[tuple[str, int | None]], text: str, note: str = "") -> Block:

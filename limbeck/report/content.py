@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from limbeck.report import plots, slices, transfer
-from limbeck.report.blocks import Block, card, cell, colour, column, dash, figures, notice, plain, row, samples, section, table, words
+from limbeck.report import plots, slices, transfer, trials
+from limbeck.report.blocks import Block, axis, card, cell, colour, column, dash, figures, notice, plain, row, samples, section, table, words
 from limbeck.report.costs import costs, sources
 from limbeck.report.reading import Evaluation, Folder, Opened
 from limbeck.report.training import apart, before_and_after, curves, differences, lead, summary, written
@@ -18,8 +18,8 @@ PARTS: dict[str, tuple[str, list[Part]]] = {
     "positions": ("figures by position", [plots.positions]),
     "calibration": ("calibration", [plots.calibration]),
     "acceptance": ("", [plots.acceptance]),
-    "tasks": ("tasks", [slices.tasks]),
-    "robustness": ("robustness", [slices.robustness]),
+    "tasks": ("tasks", [trials.tasks]),
+    "robustness": ("robustness", [trials.robustness]),
     "diversity": ("diversity", [transfer.diversity]),
     "speeds": ("speeds", [transfer.speeds]),
     "samples": ("completions", [transfer.written]),
@@ -87,7 +87,7 @@ def evaluation(found: Evaluation) -> list[Block]:
         if what and not found.part(key):
             strange = bool(found.found.get(key))
             missing += [f"{key} has a shape that this page does not know"] if strange else []
-            absent += [] if strange else [what]
+            absent += [] if key in found.found else [what]  # an empty one has nothing to say
             continue
         for part in parts:
             try:
@@ -125,7 +125,7 @@ def beside_each_other(evaluations: Sequence[Evaluation]) -> list[Block]:
             by_who = {who: {text: each} for who, each in found.items()}
             for key in ("kl_nats", "agreement"):
                 cells = plots.column_of(by_who, text, key)
-                drawn += plots.figure_of(f"{transfer.label(key)}, {says}", transfer.unit(key), list(found), {text: cells})
+                drawn += plots.figure_of(f"{transfer.label(key)}, {says}", axis(transfer.unit(key)), list(found), {text: cells})
     note = ("Evaluations of their own: they compare where they read the same rows. Differences have intervals as of independent samples; "
             "limbeck evaluate RUN RUN measures several runs at once, and pairs them.")  # fmt: skip
     return section("Evaluations compared", [*figures(drawn), *made, *(words(note) if made else [])])

@@ -65,7 +65,7 @@ def dots(evaluation: Evaluation) -> list[Block]:
     found = figures_of(evaluation)
     texts, names = list(TEXTS), list(found)
     keys = ordered([key for each in found.values() for by_text in each.values() for key in by_text if key not in UNDRAWN])
-    made = [block for key in keys for block in figure_of(label(key), unit(key), names, {text: column_of(found, text, key) for text in texts})]
+    made = [block for key in keys for block in figure_of(label(key), axis(unit(key)), names, {text: column_of(found, text, key) for text in texts})]
     key = _texts_key({text for each in found.values() for text in each})
     return side_by_side(made, key, "Figures with their intervals", "Whiskers: 95 % intervals over sequences.")
 
@@ -81,17 +81,17 @@ def column_of(found: Mapping[str, Any], text: str, key: str) -> dict[str, Block]
     return {who: each for who, each in cells.items() if finite(each["value"])}
 
 
-def figure_of(title: str, x: str, names: Sequence[str], by_text: Mapping[str, Mapping[str, Block]]) -> list[Block]:
+def figure_of(title: str, x: Block, names: Sequence[str], by_text: Mapping[str, Mapping[str, Block]]) -> list[Block]:
     """Points by who, those of several texts one above the other."""
     traces, names = list[Block](), [who for who in names if any(who in each for each in by_text.values())]
     for place, (text, cells) in enumerate(by_text.items()):
-        shift = 0.22 * (place - (len(by_text) - 1) / 2)
+        shift = min(0.22, 0.8 / len(by_text)) * (place - (len(by_text) - 1) / 2)
         points = [(cells[who]["value"], names.index(who) + shift) for who in names if who in cells]
         told = [escape(f"{who}, {TEXTS.get(text, text)}: {_said(cells[who])}") for who in names if who in cells]
         more = {"marker": marker(place), "error_x": _whiskers([cells[who] for who in names if who in cells], place), "text": told}
         if points:
             traces.append(trace(TEXTS.get(text, text), place, points, mode="markers", hovertemplate="%{text}<extra></extra>", **more))
-    return figure(title, traces, axis(x), names_axis(names), height=76 + 34 * len(names), hovermode="closest")
+    return figure(title, traces, x, names_axis(names), height=76 + 34 * len(names), hovermode="closest")
 
 
 def positions(evaluation: Evaluation) -> list[Block]:

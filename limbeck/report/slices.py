@@ -1,105 +1,87 @@
-"""Where it did not transfer: slices of the data, edits of prompts, tasks; and what to do next."""
+"""Where it did not transfer: the map of slices of the data, completions of the worst; and what to do next."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.report.blocks import Block, better, cell, column, finite, number, ordered, row, shade, table
-from limbeck.report.blocks import figures as side_by_side
-from limbeck.report.plots import figure_of
+from limbeck.report.blocks import Block, better, card, cell, column, finite, number, row, samples, shade, table
 from limbeck.report.reading import Evaluation
-from limbeck.report.transfer import by_who, distilled, headed, is_figure, nested, paired, students
-from limbeck.report.transfer import side_by_side as completions
+from limbeck.report.transfer import TEXTS, headed, is_figure, text_of
 
-LOOKED_AT = ("recovered", "kl_nats", "right", "ce_nats")
-"""Figures of a slice that its map shows, as far as they are there."""
-SPECIAL = ("kept", "adversarial")
+Slice = Mapping[str, Any]
+FIGURES = ("kl_nats", "ce_nats")
+"""Of a slice, those of which a student's gap and what it closed are shown; the second on the data's own text alone."""
 
 
 def advice(evaluation: Evaluation) -> list[Block]:
-    """What to do next, and because of what."""
+    """What to do next, and because of what; whose student, where there are several."""
+    told = [each if isinstance(each, Mapping) else {"says": each} for each in evaluation.part("advice")]
+    several = len({str(each.get("of")) for each in told}) > 1
     items = [
-        {"says": str(each["says"]), "because": str(each.get("because") or "")} if isinstance(each, Mapping) else {"says": str(each), "because": ""}
-        for each in evaluation.part("advice")
+        {"says": (f"{each['of']}: " if several and each.get("of") else "") + str(each["says"]), "because": str(each.get("because") or "")}
+        for each in told
     ]  # fmt: skip
     return [{"kind": "advice", "title": "What to do next", "items": items}] if items else []
 
 
 def gaps(evaluation: Evaluation) -> list[Block]:
-    """A map of slices and students for each kind of slice, the darkest the worst, and completions of those that have any."""
-    slices = [each for each in evaluation.part("gaps") if isinstance(each, Mapping)]
-    made, teaching = list[Block](), distilled(students(evaluation))
-    whose = teaching[0] if len(teaching) == 1 else "student"
-    for kind in dict.fromkeys(str(each.get("kind", "slice")) for each in slices):
-        here = [each for each in slices if str(each.get("kind", "slice")) == kind]
-        made += _map(f"Gaps by {kind.replace('_', ' ')}", kind, here, whose)
+    """A map of slices and students for each text, the first open; and completions of slices in which somebody is surely worse."""
+    slices = [each for each in evaluation.part("gaps") if isinstance(each, Mapping) and isinstance(each.get("students"), Mapping)]
+    texts = list(dict.fromkeys(str(each.get("text", "")) for each in slices))
+    made = [block for n, text in enumerate(texts) for block in _map(text, [each for each in slices if str(each.get("text", "")) == text], n > 0)]
     if made:
-        made[-1]["note"] = ("The stronger the colour the worse, of one figure over all slices and students. Recovered: the share of the gap between the student before "
-                            "and its teacher that was closed.")  # fmt: skip
-    return made + [block for each in slices for block in completions(f"Completions: {each.get('name', '')}", each.get("samples") or [])]
+        made[0]["note"] = (
+            "The stronger the colour the worse, of one figure over all slices and students. Recovered: the share of a baseline's gap to the teacher "
+            "that was closed. Surely worse: than all other tokens, all slices of a table looked at together."
+        )
+    return [*made, *_completions(slices)]
 
 
-def _map(title: str, kind: str, slices: Sequence[Mapping[str, Any]], whose: str) -> list[Block]:
-    known = [_by_figure(each, whose) for each in slices]
-    every = [key for each in known for key in each]
-    keys = [key for key in LOOKED_AT if key in every] or ordered(every)[:2]
-    names = {key: list(dict.fromkeys(who for each in known for who in each.get(key, {}))) for key in keys}
-    pairs = [(key, who) for key in keys for who in names[key]]
-    columns = [column(who, better(key), headed(key)) for key, who in pairs]
-    rows = [
-        row(str(each.get("name", kind)), [cell(found.get(key, {}).get(who)) for key, who in pairs], _about(each))
-        for each, found in zip(slices, known, strict=True)
-    ]  # fmt: skip
-    for key in keys:
-        shade(rows, len(pairs), [better(key) if each == key else 0 for each, _ in pairs])
-    return table(title, kind.replace("_", " "), columns, rows)
+def _map(text: str, slices: Sequence[Slice], folded: bool) -> list[Block]:
+    merged = dict[tuple[str, str], dict[str, Any]]()  # slices of own text are of one student each
+    for each in slices:
+        known = merged.setdefault((str(each.get("kind", "")), str(each.get("name", ""))), {**each, "students": {}})
+        known["students"].update(each["students"])
+    names = list(dict.fromkeys(who for each in merged.values() for who in each["students"]))
+    columns, paths = [column("slices of", text=True)], list[tuple[str, ...]]()
+    for key, path in [(key, (key,)) for key in FIGURES] + [(key, ("recovered", key)) for key in FIGURES]:
+        for who in names:
+            if any(_at(each["students"].get(who), path) is not None for each in merged.values()):
+                against = next((found for each in merged.values() if (found := _at(each["students"].get(who), ("recovered", "against")))), "")
+                group = f"Recovered, {headed(key)}" if len(path) > 1 else headed(key)
+                columns.append(column(f"{who}, of {against}" if len(path) > 1 and against else who, 1 if len(path) > 1 else better(key), group))
+                paths.append((who, *path))
+    rows = [row(name, [cell(kind), *(cell(_at(each["students"], path)) for path in paths)], _about(each)) for (kind, name), each in merged.items()]
+    for group in dict.fromkeys(each["group"] for each in columns if each["group"]):
+        shade(rows, len(columns), [each["better"] if each["group"] == group else 0 for each in columns])
+    return table(f"Gaps, {TEXTS.get(text, text)}" if text else "Gaps", "slice", columns, rows, folded=folded)
 
 
-def _by_figure(found: Mapping[str, Any], whose: str) -> dict[str, dict[str, Any]]:
-    """Figures of a slice by figure, then by who. One text stands for a student that has several: its own first."""
-    made = dict[str, dict[str, Any]]()
-    for who, each in (found.get("figures") or {}).items():
-        inner = each if any(map(is_figure, each.values())) else next((each[text] for text in ("own", "given", "teacher") if text in each), {})
-        for key, value in inner.items():
-            if is_figure(value):
-                made.setdefault(key, {})[who] = value
-    told = found.get("recovered")
-    if is_figure(told) or (isinstance(told, Mapping) and "why" in told):
-        made["recovered"] = {whose: told}
-    elif isinstance(told, Mapping):
-        made["recovered"] = {who: each for who, each in told.items() if is_figure(each)}
-    return made
+def _at(found: Any, path: Sequence[str]) -> Any:
+    """What stands at a path: a figure, or words; None where nothing does."""
+    for step in path:
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found if is_figure(found) or isinstance(found, str) else None
 
 
-def _about(found: Mapping[str, Any]) -> list[str]:
+def _about(found: Slice) -> list[str]:
     counts = ", ".join(f"{number(found[each])} {each}" for each in ("sequences", "tokens") if finite(found.get(each)))
-    worse = found.get("surely_worse")
-    who = ", ".join(map(str, worse if not isinstance(worse, Mapping) else [each for each, is_so in worse.items() if is_so])) if isinstance(
-        worse, Mapping | list) else ""  # fmt: skip
-    return [*([counts] if counts else []), *(["surely worse than the rest" + (f": {who}" if who else "")] if worse is True or who else [])]
+    worse = [who for who, each in found["students"].items() if isinstance(each, Mapping) and each.get("surely_worse") is True]
+    few = [str(found["few"])] if found.get("few") else []
+    return [*(few or ([counts] if counts else [])), *([f"surely worse: {', '.join(worse)}"] if worse else [])]
 
 
-def tasks(evaluation: Evaluation) -> list[Block]:
-    """Verified accuracy by task: a table and a figure each, differences, and what was written."""
-    made, drawn = list[Block](), list[Block]()
-    for name, found in evaluation.part("tasks").items():
-        if not isinstance(found, Mapping):
-            continue
-        figures = {who: each for who, each in (found.get("figures") or {}).items() if isinstance(each, Mapping)}
-        told = [str(found[key]) for key in ("shape", "verifier") if isinstance(found.get(key), str)]
-        told += [f"{number(found['prompts'])} prompts"] if finite(found.get("prompts")) else []
-        made += by_who(f"Task: {name}", figures, note=" · ".join(told))
-        made += paired(found.get("differences") or [], distilled(students(evaluation)), f"Differences: {name}")
-        made += completions(f"Completions: {name}", found.get("samples") or [])
-        for key in ordered([key for each in figures.values() for key, value in each.items() if is_figure(value) and better(key)])[:1]:
-            cells = {who: cell(each[key]) for who, each in figures.items() if is_figure(each.get(key)) and finite(cell(each[key])["value"])}
-            drawn += figure_of(f"{name}: {headed(key).lower()}", "", list(figures), {"given": cells})
-    return [*side_by_side(drawn, title="Verified accuracy"), *made]
-
-
-def robustness(evaluation: Evaluation) -> list[Block]:
-    """The same figures under edits of the prompt, what of the teacher's robustness the student kept, and adversarial suffixes."""
-    found = evaluation.part("robustness")
-    edits = {edit: each for edit, each in found.items() if edit not in SPECIAL}
-    made = nested("Robustness: under edits of the prompt", edits, "The stronger the colour the worse, of one figure.", first="edit")
-    made += nested("What was kept of the teacher's robustness", found.get("kept"), first="edit")
-    return made + nested("Adversarial suffixes", found.get("adversarial"), first="who")
+def _completions(slices: Sequence[Slice]) -> list[Block]:
+    """Each prompt of a slice that is surely worse once, with the slices that it stands for."""
+    found = dict[str, dict[str, Any]]()
+    for each in slices:
+        examples = each.get("examples")
+        for who, several in examples.items() if isinstance(examples, Mapping) else ():
+            for one in several if isinstance(several, list) else ():
+                known = found.setdefault(str(one["prompt"]), {"about": {}, "completions": {}})
+                known["about"][f"{each.get('kind')} “{each.get('name')}” ({who})"] = None
+                known["completions"].update(one["completions"])
+    prompts = [
+        {"prompt": prompt, "about": "Surely worse at: " + ", ".join(each["about"]),
+         "cards": [card([(str(who), None)], text_of(said)) for who, said in each["completions"].items()]} for prompt, each in found.items()
+    ]  # fmt: skip
+    return samples("Completions where it is surely worse", prompts, len(prompts))
