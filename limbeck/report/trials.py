@@ -135,9 +135,8 @@ def _nothing_kept(found: Found) -> str:
     every = [(who, cell(each)) for who, by_edit in (found.get("kept") or {}).items() for each in by_edit.values()]
     if not every or any(finite(each["value"]) for _, each in every):
         return ""
-    return (
-        "Of the teacher's robustness nothing is said to be kept. " + "; ".join({who: f"{who}: {each['why']}" for who, each in every}.values()) + "."
-    )
+    why = {who: f"{who}: {each['why']}" for who, each in every}
+    return f"Of the teacher's robustness nothing is said to be kept. {'; '.join(why.values())}."
 
 
 def _drawn(found: Found) -> list[Block]:
