@@ -283,3 +283,18 @@ def test_a_run_with_lines_of_another_shape(tmp_path: Path) -> None:
     write_jsonl(run / "timings.jsonl", [{"seconds": "soon"}, {"step": 2, "tokens_per_second": True}])
     page = markup(report([run], tmp_path / "page.html"))
     assert "in 0:00:00" in page and "Speed" not in plots(page)
+
+
+def test_an_evaluation_of_several_runs(tmp_path: Path) -> None:
+    names = {"before": "kd: before", "after": "kd", "fine-tuned": "kd: fine-tuned", "from scratch": "gkd"}
+    text = json.dumps(evaluation())
+    for old, new in names.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+    found = json.loads(text)
+    for text_of_gkd in found["figures"]["gkd"].values():
+        text_of_gkd["kl_nats"] = figure(5.0)
+    page = shown(tmp_path, found)
+    assert "On its own text kd is 0.3600 nats a token from its teacher (before: 0.9600), 0.3600 (0.3400 to 0.3800) nearer than" in page
+    rows = [row[0] for row in tables(page)["Differences, each one&#39;s own text"]]
+    assert rows == ["kd less kd: before", "kd less kd: fine-tuned", "gkd less kd: before", "gkd less kd", "gkd less kd: fine-tuned"]
+    assert [row[0] for row in tables(page)["Differences, each one&#39;s own text: the other pairs"]] == ["kd: fine-tuned less kd: before"]
