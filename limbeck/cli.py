@@ -250,13 +250,14 @@ def condense(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, of pipelines, or of evaluations.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the first run.")] = None,
+    data: Annotated[Path | None, typer.Option("--json", help="Also write what is on the page to this file, as JSON.")] = None,
 ) -> None:
-    """Draw one page from one or many runs: curves, tables, completions, provenance."""
+    """Draw one page from one or many runs: what transferred and where not, curves, tables, completions, costs, provenance."""
     from limbeck.report import report as draw
 
-    print(f"report: {draw(runs, out or runs[0] / 'report.html')}")
+    print(f"report: {draw(runs, out or runs[0] / 'report.html', data=data)}" + (f"\ndata:   {data}" if data else ""))
 
 
 app.command()(export)

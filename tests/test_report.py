@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import yaml
 
 from limbeck.errors import CheckpointError, LimbeckError
 from limbeck.files import append_jsonl, write_json
-from limbeck.report import _means, _number, report
+from limbeck.report import report
+from limbeck.report.blocks import number as _number
+from limbeck.report.training import means as _means
 
 WICKED = "<script>alert(1)</script> & </script><b>bold"
 
@@ -45,9 +46,9 @@ def run_folder(path: Path, kl_after: float = 0.1234, steps: int = 50, objective:
     return path
 
 
-def markup(page: Path) -> str:
-    """The page without plotly's own script."""
-    text = page.read_text(encoding="utf-8")
+def markup(page: Path | str) -> str:
+    """The page, or its text, without plotly's own script."""
+    text = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
     start, end = text.index("</main>"), text.rindex("<script>")
     return text[:start] + text[end:]
 
@@ -62,7 +63,7 @@ def test_holds_the_numbers(tmp_path: Path) -> None:
     page = markup(report([run_folder(tmp_path / "kd")], tmp_path / "page.html"))
     assert "KL(teacher ‖ student) on heldout fell from 0.5678 to 0.1234 nats a token in 50 steps." in page
     assert "<strong>0.1234</strong><small>0.1134–0.1334</small>" in page
-    assert '<td class="value first"><strong>3.000</strong>' in page, "cross-entropy was best before"
+    assert '<td class="value first" data-value="3.0"><strong>3.000</strong>' in page, "cross-entropy was best before"
     assert "<strong>1.000</strong>" not in page, "cross-entropy on the student's own text has no better and worse"
     assert "24 sequences, 1,237 tokens" in page
     for fact in ("toy-teacher", "limbeck distill kd", "torch 2.9", "41", "model: toy-student", "50 steps in 0:01:15", "finished"):
@@ -109,7 +110,7 @@ def test_table_of_the_caller_stands_first(tmp_path: Path) -> None:
     samples = [{"prompt": "Why?", "completions": {"teacher": "Because.", "student before": ""}}]
     table = {"columns": ["who", "KL"], "rows": [["teacher", None], ["student", 0.123456]], "samples": samples, "note": "On 64 prompts."}
     page = markup(report([run_folder(tmp_path / "kd")], tmp_path / "page.html", table))
-    assert page.index("0.1235") < page.index("Before and after")
+    assert page.index("0.1235") < page.index("<h2>Before and after")
     for words in ("Because.", "student before", "(nothing)", "On 64 prompts.", '<td class="value">—</td>'):
         assert words in page
     assert "0.1235" in markup(report([], tmp_path / "alone.html", table))
@@ -165,51 +166,3 @@ def test_numbers_and_means() -> None:
     assert written == ["0.000", "0.001235", "0.5000", "12.35", "12,346", "7,000", "1.00e-09", "nan", "—", "as it is"]
     assert _means([(1, 2.0), (2, 4.0), (3, 9.0)], 2) == [(1.5, 3.0), (3.0, 9.0)]
     assert _means([], 40) == []
-
-
-# Chromium makes no window narrower than 500 pixels, so a frame stands for the phone and says what it measured.
-PHONE = """<!doctype html><body><iframe src="page.html" style="width: 360px; height: 800px; border: 0"></iframe><script>
-const timer = setInterval(() => {
-  const page = document.querySelector("iframe").contentDocument;
-  if (!page.body?.dataset.innerWidth) return;
-  Object.assign(document.body.dataset, page.body.dataset);
-  document.body.dataset.figures = page.querySelectorAll(".figure").length;
-  document.body.dataset.drawn = page.querySelectorAll(".figure[data-drawn=true] .main-svg .scatterlayer .trace path.js-line").length;
-  clearInterval(timer);
-}, 50);
-</script></body>"""
-
-
-def opened(page: Path, *more: str) -> dict[str, str]:
-    """What chromium finds in the body's data attributes once the page has settled."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("there is no chromium here to open the page in")
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--allow-file-access-from-files"]
-    place = [f"--user-data-dir={page.parent / 'browser'}", "--window-size=360,800", "--virtual-time-budget=30000", "--dump-dom", page.as_uri()]
-    found = subprocess.run([browser, *quiet, *more, *place], capture_output=True, text=True, timeout=120, check=True)
-    body = re.search(r"<body([^>]*)>", found.stdout)
-    assert body, found.stderr[-2000:]
-    return dict(re.findall(r'data-([a-z-]+)="([^"]*)"', body[1]))
-
-
-@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
-def test_a_phone_shows_it(tmp_path: Path, scheme: int) -> None:
-    run_names = ["kd", "a-run-with-a-name-that-is-far-too-long-for-the-width-of-any-phone-and-without-a-space"]
-    runs = [run_folder(tmp_path / name) for name in run_names]
-    wide = {"columns": [f"a wide column {n}" for n in range(9)], "rows": [["word" * 30, *range(8)]], "note": "x" * 300}
-    report(runs, tmp_path / "page.html", wide, title="T" * 80)
-    (tmp_path / "phone.html").write_text(PHONE)
-    found = opened(tmp_path / "phone.html", f"--blink-settings=preferredColorScheme={scheme}")
-    assert found["errors"] == ""
-    assert found["inner-width"] == "360" and int(found["scroll-width"]) <= 360, "the page scrolls sideways"
-    assert int(found["figures"]) == 6
-    assert int(found["drawn"]) >= 2 * 6, "each figure has a line for each run"
-
-
-def test_every_figure_says_that_it_is_drawn(tmp_path: Path) -> None:
-    page = report([run_folder(tmp_path / "kd")], tmp_path / "page.html")
-    found = opened(page)
-    assert found["errors"] == "" and int(found["scroll-width"]) <= int(found["inner-width"])
-    page.write_text(page.read_text(encoding="utf-8").replace("drawAll();\nmatchMedia", 'throw new Error("noticed");\nmatchMedia'), encoding="utf-8")
-    assert "noticed" in opened(page)["errors"], "an error would be seen"
