@@ -10,27 +10,40 @@ from typing import Literal
 from limbeck.estimate import Anatomy
 from limbeck.flops import head_flops, learn_flops, read_flops, write_flops
 from limbeck.objective import Objective
+from limbeck.student import Student
 
 Stage = Literal["begin", "write", "score", "learn", "step", "evaluate", "save", "beforehand"]
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A model at work. width: bytes of a number of its arithmetic. moving: weights that a step changes. again: activation checkpoints."""
+    """A model at work. width: bytes of a number of its arithmetic. moving: weights that a step changes. learner: its settings where it learns."""
 
     anatomy: Anatomy
     width: int = 4
     moving: int = 0
-    adapters: bool = False
-    again: bool = False
+    learner: Student | None = None
     trust_remote_code: bool = False
-    masters: int = field(default=4)
-    """Bytes of a weight as it is held, where it learns."""
 
     @property
     def parameters(self) -> int:
         """All its weights."""
         return self.anatomy.parameters_total
+
+    @property
+    def masters(self) -> int:
+        """Bytes of a weight as it is held: a learner's are whole."""
+        return 4 if self.learner else self.width
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters learn, and the weights stand still."""
+        return self.learner is not None and self.learner.lora is not None
+
+    @property
+    def again(self) -> bool:
+        """Whether activations are made again on the way back."""
+        return self.learner is not None and self.learner.gradient_checkpointing
 
 
 @dataclass(frozen=True)
