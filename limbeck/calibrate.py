@@ -38,9 +38,8 @@ from limbeck.pen import copied
 from limbeck.places import cache_folder, locate
 from limbeck.roofline import PAST, Line, Machine, Speeds, heads_key, writing_key
 from limbeck.scene import made_up
-from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
-from limbeck.work import Actor, Heads, Learning, Piece, Reading, Writing
+from limbeck.work import Actor, Heads, Piece, Reading, Writing
 
 SECONDS = 55.0
 """When they have passed, what is left is taken as what is like it."""
@@ -120,8 +119,8 @@ def _who(piece: Piece) -> Actor | None:
 
 def _missing(known: Speeds, pieces: Iterable[Piece]) -> bool:
     return any(
-        isinstance(piece, Heads) and piece.flops and _measurable(piece) and heads_key(piece) not in known.heads
-        or isinstance(piece, Writing) and writing_key(piece) not in known.writing
+        (isinstance(piece, Heads) and piece.flops and _measurable(piece) and heads_key(piece) not in known.heads)
+        or (isinstance(piece, Writing) and writing_key(piece) not in known.writing)
         for piece in pieces
     )  # fmt: skip
 

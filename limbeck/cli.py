@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck.cli_evaluate import evaluate
+from limbeck.cli_plan import plan
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 from limbeck.terminal import show_table as _table
 
@@ -105,6 +106,7 @@ def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None
     return accepting(made, accepted or [])
 
 
+app.command()(plan)
 app.command()(evaluate)
 
 

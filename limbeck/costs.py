@@ -63,7 +63,9 @@ class Work:
         return [*self.step, *self.around, *self.before]
 
 
-def scene_of(recipe: Recipe, models: Models, vocabulary: Vocabulary, ranks: int = 1, answer_tokens: int | None = None, accepted: float = 0.8) -> Scene:
+def scene_of(
+    recipe: Recipe, models: Models, vocabulary: Vocabulary, ranks: int = 1, answer_tokens: int | None = None, accepted: float = 0.8
+) -> Scene:
     """What is known of a run before it begins."""
     return Scene(recipe, models.student(recipe.student), vocabulary, models.teacher, answer_tokens, accepted, ranks)
 
@@ -201,7 +203,9 @@ def misfit(recipe: Recipe, costs: Costs, work: Work, machine: Machine, models: M
     if memory > room:
         whose = "a GPU" if machine.ranks > 1 else "the machine"
         parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in costs.memory_bytes.items())
-        return f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {would_fit(recipe, models, load_of(work), room)}"
+        return (
+            f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {would_fit(recipe, models, load_of(work), room)}"
+        )
     if machine.disk_bytes is not None and costs.disk_bytes > machine.disk_bytes:
         return f"it takes {costs.disk_bytes / 1e9:.1f} GB of disk and {machine.disk_bytes / 1e9:.1f} are free; lower keep_last, or free some"
     return None

@@ -9,7 +9,7 @@ The rates of this machine are measured (`calibrate.py`), those of another are pu
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
 from pathlib import Path
@@ -80,6 +80,9 @@ class Machine:
     narrow: bool = False
     """Whether "auto" is bfloat16 here."""
     notes: tuple[str, ...] = ()
+
+    def prepare(self, pieces: Sequence[Piece]) -> None:
+        """Make ready for these pieces: nothing has to be, where nothing is measured."""
 
     def seconds(self, piece: Piece) -> float:
         """Of a piece, all times together."""
