@@ -13,6 +13,7 @@ Writes `benchmarks/results/plan.json`, `benchmarks/results/plan.svg`; the same c
 """
 
 import argparse
+import inspect
 import json
 import math
 import shutil
@@ -30,17 +31,21 @@ from measure import COLOURS, machine
 
 import limbeck as lb
 from limbeck import calibrate, prune, run
-from limbeck.candidates import Candidate, of_recipe
+from limbeck.batch import WRITERS
+from limbeck.candidates import of_recipe
+from limbeck.config import plain
 from limbeck.decoding import Sampling
 from limbeck.files import read_json, read_jsonl, write_json, write_text
+from limbeck.interleaved import Interleaved
 from limbeck.machine import Opening
-from limbeck.methods import named
+from limbeck.methods import METHODS, named
 from limbeck.models import open_model
 from limbeck.plan import Assumed, plan
 from limbeck.rollouts import OnPolicy
+from limbeck.sources import Share
 
 HERE = Path(__file__).parent
-STEPS = 5
+STEPS = 4
 """Of a run; the first is left out."""
 BAND = 0.25
 TEN = [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]
@@ -90,7 +95,7 @@ def _of_gsm8k(asked: argparse.Namespace) -> dict[str, lb.Recipe]:
         licensed(data.parent, "mit")
         write_text(data, "".join(json.dumps({"prompt": row["question"], "completion": row["answer"]}) + "\n" for row in rows))
     found = dict[str, lb.Recipe]()
-    for name in ("kd", "fitnets", "on_policy", "gkd", "skd", "gkd_rl"):
+    for name in ("kd", "fitnets", "on_policy", "skd", "gkd_rl"):
         found[f"GSM8K: {name}"] = _sized(_named(name, student, asked.teacher, str(data)), 4, 32, STEPS)
     return found
 
@@ -108,10 +113,6 @@ def _tiny(work: Path) -> dict[str, lb.Recipe]:
 
 
 def _named(name: str, student: str, teacher: str, data: str) -> lb.Recipe:
-    import inspect
-
-    from limbeck.methods import METHODS
-
     takes = inspect.signature(METHODS[name]).parameters
     given = {"student": student, "teacher": teacher, "data": data, "prompts": data, "reward": "Number()", "group": 2}
     return named(name, **{key: value for key, value in given.items() if key in takes})
@@ -128,18 +129,32 @@ def _sized(recipe: lb.Recipe, sequences: int, answer: int, steps: int) -> lb.Rec
         sizes = {"sequences": sequences, "max_tokens": answer if settings.get("type") == "Sampling" else settings.get("max_tokens")}
         return {key: sizes.get(key, inside(value)) if key in sizes and settings.get("type") != "Data" else inside(value) for key, value in settings.items()}
 
-    from limbeck.config import plain
-
     return lb.Recipe.of({**inside(plain(recipe)), "steps": steps, "save_every": None})
 
 
-def foretold(recipe: lb.Recipe, work: Path, answer_tokens: int | None) -> dict[str, Any]:
+def accepted_of(recipe: lb.Recipe) -> float:
+    """What share of a student's proposals stands, by the first draw: nobody can know it before. Of a rule without a token more."""
+    student, teacher = recipe.open_pair()
+    batch = recipe.source.load(student.live.vocabulary, Share(recipe.seed, teacher=teacher)).draw(0, student)
+    share, gamma = float((batch.writers_N == WRITERS.index("student")).double().mean()), recipe.source.gamma
+
+    def of(accepted: float) -> float:
+        kept = [accepted**n for n in range(1, gamma + 1)]
+        return sum(kept) / (1 + sum(kept[:-1]))
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        low, high = ((low + high) / 2, high) if of((low + high) / 2) < share else (low, (low + high) / 2)
+    return low
+
+
+def foretold(recipe: lb.Recipe, work: Path) -> dict[str, Any]:
     """The plan of a recipe on this machine, measured anew."""
     folder = work / "measured"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
-    measured = calibrate.here(folder=folder)
-    made = plan([Candidate("recipe", "", recipe)] if answer_tokens else [of_recipe(recipe, "recipe")], measured, Assumed(answer_tokens))
+    accepted = accepted_of(recipe) if isinstance(recipe.source, Interleaved) else 0.8
+    made = plan([of_recipe(recipe, "recipe")], calibrate.here(folder=folder), Assumed(accepted=accepted))
     costs = made.rows[0].costs
     assert costs is not None
     return {"step_seconds": costs.step_seconds, "seconds": sum(costs.step_seconds.values()), "tokens": costs.tokens_a_step,
@@ -159,7 +174,7 @@ def taken(file: Path, out: Path) -> dict[str, Any]:
 
 def compared(name: str, recipe: lb.Recipe, asked: argparse.Namespace) -> dict[str, Any]:
     """Both, one after the other."""
-    told = foretold(recipe, asked.work, asked.answer_tokens)
+    told = foretold(recipe, asked.work)
     file, out = asked.work / "recipe.yaml", asked.work / "run"
     write_text(file, recipe.yaml)
     shutil.rmtree(out, ignore_errors=True)
@@ -168,7 +183,7 @@ def compared(name: str, recipe: lb.Recipe, asked: argparse.Namespace) -> dict[st
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     took = json.loads(done.stdout.strip().splitlines()[-1])
-    middle = took["mean"] if " gkd" in f" {name.partition(': ')[2]}" and "rl" not in name or "distillm" in name else took["seconds"]
+    middle = took["mean"] if (" gkd" in f" {name.partition(': ')[2]}" and "rl" not in name) or "distillm" in name else took["seconds"]
     return {"foretold": told, "took": took, "compared_seconds": middle, "time_error": told["seconds"] / middle - 1,
             "memory_error": told["memory_bytes"] / took["memory_bytes"] - 1}  # fmt: skip
 
@@ -215,7 +230,6 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="the quickstart's answers of that teacher, in the user's cache")
     parser.add_argument("--data", help="GSM8K as JSONL: question, answer")
     parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--answer-tokens", type=int)
     parser.add_argument("--only", default="", help="recipes whose name begins so")
     parser.add_argument("--again", action="store_true", help="those that are there already too")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

@@ -36,8 +36,9 @@ from limbeck.models import Model, ready
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.pen import copied
 from limbeck.places import cache_folder, locate
-from limbeck.roofline import PAST, Line, Machine, Speeds, heads_key, writing_key
+from limbeck.roofline import Line, Machine, Speeds, heads_key, writing_key
 from limbeck.scene import made_up
+from limbeck.speculative import InTopK, Speculative
 from limbeck.targets import Dense, Nothing, Targets
 from limbeck.work import Actor, Heads, Piece, Reading, Writing
 
@@ -47,6 +48,8 @@ CLOCK = time.perf_counter
 """A benchmark on a machine that it shares takes the seconds of its own process instead."""
 DEPTHS = (1, 3)
 HEAD_ROWS = (32, 224)
+PAST = 128
+"""Tokens that rows remember while writing is measured; no more than a quarter of the context."""
 OTHERS = ("Span", "ULD", "Gold")
 """Terms whose targets only a pair of real vocabularies can make."""
 
@@ -130,7 +133,7 @@ def _measurable(piece: Heads) -> bool:
 
 
 def _speeds(known: dict[str, Any]) -> Speeds:
-    writing = {name: (float(each[0]), float(each[1])) for name, each in known["writing"].items()}
+    writing = {name: (float(layer), float(head), float(past)) for name, (layer, head, past) in known["writing"].items()}
     return Speeds(Line(**known["read"]), Line(**known["learn"]), known["heads"], writing, known["step_bytes_per_second"])
 
 
@@ -152,7 +155,7 @@ class _Measuring:
             if isinstance(piece, Heads) and piece.flops and _measurable(piece) and heads_key(piece) not in known.heads and self._time_left:
                 known.heads[heads_key(piece)] = self._heads(piece)
             if isinstance(piece, Writing) and writing_key(piece) not in known.writing and self._time_left:
-                known.writing[writing_key(piece)] = self._writing(round(piece.rows), round(piece.each))
+                known.writing[writing_key(piece)] = self._writing(known, round(piece.rows), round(piece.each))
         return known
 
     @property
@@ -234,27 +237,29 @@ class _Measuring:
 
         return learn
 
-    def _writing(self, rows: int, each: int) -> tuple[float, float]:
-        """Seconds of a layer and of all else, for one call of the model over `rows` that remember PAST tokens."""
-        found = [median_seconds(self._pen(model, rows, each), most=9) for model in self.models.values()]
-        layer = max(0.0, (found[1] - found[0]) / (DEPTHS[1] - DEPTHS[0]))
-        return layer, max(0.0, found[0] - DEPTHS[0] * layer)
+    def _writing(self, known: Speeds, rows: int, each: int) -> tuple[float, float, float]:
+        """Of one call of the model over `rows`: seconds of a layer and of all else. Of a verification those of its round, less the proposals'."""
+        past = min(PAST, (self.actor.anatomy.context or 2048) // 4)
+        found = [median_seconds(self._pen(model, rows, each, past), most=6) for model in self.models.values()]
+        layer = (found[1] - found[0]) / (DEPTHS[1] - DEPTHS[0])
+        rest = found[0] - DEPTHS[0] * layer
+        if each > 1:
+            if (one := f"{rows}x1") not in known.writing:
+                known.writing[one] = self._writing(known, rows, 1)
+            layer, rest = layer - each * known.writing[one][0], rest - each * known.writing[one][1]
+        return max(0.0, layer), max(0.0, rest), float(past)
 
-    def _pen(self, model: Model, rows: int, each: int) -> Callable[[], object]:
-        writer = copied(model, model.compute)
-        decoder, past = Plain(writer, Sampling(max_tokens=64)), min(PAST, (self.actor.anatomy.context or 2048) // 2)
+    def _pen(self, model: Model, rows: int, each: int, past: int) -> Callable[[], object]:
+        """A call that appends a token to each row, or a round in which a model verifies as many of its own."""
+        writer, sampling = copied(model, model.compute), Sampling(max_tokens=64)
+        decoder = Plain(writer, sampling) if each == 1 else Speculative(writer, writer, sampling, InTopK(self.actor.anatomy.head_rows), each)
         with torch.no_grad(), writer.arithmetic():
             state = decoder.gather([(decoder.read([[0] * past for _ in range(rows)]), list(range(rows)))])
         written = [Row(Request([0] * past, 0, n), 0, 64) for n in range(rows)]
 
         def once() -> None:
             with torch.no_grad(), writer.arithmetic():
-                if each == 1:
-                    decoder.write_on(state, written)
-                    return
-                state.feed(torch.zeros(rows, each, dtype=torch.int64, device=device()))
-                decoder.head.logits(state.hidden_BQD.flatten(0, 1)).log_softmax(-1)
-                state.forget(torch.zeros(rows, dtype=torch.int64, device=device()), each)
+                decoder.write_on(state, written)
 
         return once
 

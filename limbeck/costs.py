@@ -8,6 +8,7 @@ from limbeck.adapters import LoRA
 from limbeck.config import override, plain
 from limbeck.errors import LimbeckError
 from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, memory_bytes, moving_parameters, short
+from limbeck.loss import CHUNK_BYTES, CHUNK_ROWS, SAID_BYTES, SAID_ROWS
 from limbeck.machine import Precision
 from limbeck.places import locate
 from limbeck.priced import around, drawn, locals_of, of_step
@@ -114,7 +115,7 @@ def costs_of(work: Work, scene: Scene, machine: Machine, models: Models, before_
                                                                                               "evaluate", "save")}  # fmt: skip
     api = recipe.steps * sum(piece.usd for piece in work.step) + sum(piece.usd for piece in [*work.around, *work.before])
     step_flops = scene.ranks * sum(piece.flops for piece in work.step)
-    memory = memory_of(recipe, models, load_of(work))
+    memory = memory_of(recipe, models, load_of(work, scene.student.anatomy.head_rows, scene.student.width))
     if before_bytes > sum(memory.values()):
         memory = {"beforehand": before_bytes}
     hours = sum(seconds.values()) / 3600
@@ -133,11 +134,12 @@ def _by_stage(pieces: Sequence[Piece], machine: Machine) -> dict[str, float]:
     return found
 
 
-def load_of(work: Work) -> Load:
-    """The longest sequence and prompt of the text that was drawn."""
+def load_of(work: Work, vocabulary: int, width: int) -> Load:
+    """The longest sequence and prompt of the text that was drawn, and the logits that exist at once, of student and teacher, twice."""
     batches = [draw.batch for draw in work.draws if len(draw.batch)]
     longest = max((int(batch.lengths_B.max()) for batch in batches), default=0)
-    return Load(longest, max((int(batch.before_B.max()) for batch in batches), default=256))
+    chunks = min(CHUNK_BYTES, CHUNK_ROWS * vocabulary * width) + min(SAID_BYTES, SAID_ROWS * vocabulary * width)
+    return Load(longest, max((int(batch.before_B.max()) for batch in batches), default=256), 2 * chunks)
 
 
 def memory_of(recipe: Recipe, models: Models, load: Load) -> dict[str, int]:
@@ -197,7 +199,7 @@ def _needed(recipe: Recipe, taken: list[str], models: Models, load: Load, room_b
     return kept
 
 
-def misfit(recipe: Recipe, costs: Costs, work: Work, machine: Machine, models: Models) -> str | None:
+def misfit(scene: Scene, costs: Costs, work: Work, machine: Machine, models: Models) -> str | None:
     """Why a run does not fit on a machine and what would, in one line; None where it does."""
     memory, room = sum(costs.memory_bytes.values()), machine.memory_bytes
     if memory > room:

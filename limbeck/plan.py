@@ -139,7 +139,7 @@ def plan(found: Sequence[Candidate], machine: Machine, assumed: Assumed | None =
         assert row.work is not None and row.scene is not None and row.candidate.recipe is not None
         before = row.candidate.made_by
         row.costs = costs_of(row.work, row.scene, machine, models, _held(models.teacher(before), row) if before else 0)
-        row.misfit = misfit(row.candidate.recipe, row.costs, row.work, machine, models)
+        row.misfit = misfit(row.scene, row.costs, row.work, machine, models)
     if not any(row.possible for row in alive):
         raise RecipeError(f"{alive[0].candidate.name} does not fit: {alive[0].misfit}")
     prices = [_price(who, kind, pieces, machine) for who, kind, pieces in serving]

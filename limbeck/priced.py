@@ -28,7 +28,7 @@ from limbeck.objective import CrossEntropy, Objective
 from limbeck.prefetch import Prefetch
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
-from limbeck.scene import DRAWS, Draw, Scene, answered, answers, copied, made_up, side_by_side, written
+from limbeck.scene import DRAWS, Draw, Scene, answered, answers, copied, made_up, rounds, side_by_side, written
 from limbeck.sources import Corpus, CustomSource, Mix, RowSource, Source
 from limbeck.student import Student
 from limbeck.teacher_samples import TeacherSamples
@@ -107,21 +107,22 @@ def _(source: Curriculum, scene: Scene) -> list[Draw]:
 
 @drawn.register
 def _(source: Interleaved, scene: Scene) -> list[Draw]:
-    """Rounds of `gamma` proposals and one verification of each, which scores them; `(1 - A^(g + 1)) / (1 - A)` tokens stay of a round."""
+    """Rounds of `gamma` proposals and one verification of each, which scores them, until the last row has ended."""
     by = scene.recipe.teacher if isinstance(source.verifier, str) else source.verifier
     if not isinstance(by, Local):
         raise RecipeError(f"Interleaved is verified token by token as it is written, which {type(by).__name__} cannot; give a Local(model)")
     verifier, pool, found = scene.actor(by), Pool(source.prompts, scene.recipe.seed), list[Draw]()
-    stays, answer = sum(scene.accepted**n for n in range(source.gamma + 1)), scene.answer(source.sampling)
+    answer, more = scene.answer(source.sampling), int(source.accept.lossless)
     scene.assumed[f"{scene.accepted:.0%} of the student's proposals stand"] = None
     for step in range(DRAWS):
         prompts = scene.prompts(pool, step * source.sequences, source.sequences, min(source.max_prompt, scene.context - 1))
         pieces = copied(scene)
         for some in side_by_side(prompts):
-            rows, width, past = len(some), max(map(len, some)), sum(map(len, some)) / len(some) + answer / 2
-            pieces += [Reading("write", who, rows, width) for who in (scene.student, verifier)]
-            pieces.append(Writing("write", scene.student, rows, source.gamma * answer / stays, past))
-            pieces.append(Writing("write", verifier, rows, answer / stays, past, source.gamma + 1))
+            calls, rows = rounds(len(some), answer, source.gamma, scene.accepted, bool(more))
+            width, past = max(map(len, some)), sum(map(len, some)) / len(some) + answer / 2
+            pieces += [Reading("write", who, len(some), width) for who in (scene.student, verifier)]
+            pieces.append(Writing("write", scene.student, rows, source.gamma * calls, past))
+            pieces.append(Writing("write", verifier, rows, calls, past, source.gamma + more))
         texts = [answered(ids, answer, 1, scene.context) for ids in prompts]
         found.append(Draw(1 / DRAWS, Batch.of(texts, "student"), tuple(pieces), said=isinstance(source.verifier, str)))
     return found

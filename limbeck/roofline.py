@@ -20,8 +20,6 @@ from limbeck.flops import learn_flops, read_flops, write_flops, written_bytes
 from limbeck.work import Actor, Asking, Fetching, Heads, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 MACHINES = Path(__file__).parent / "assets" / "machines.json"
-PAST = 128
-"""Tokens that rows remember while writing is measured; what more they remember is bytes on top."""
 SERVED_TOKENS_PER_SECOND = 50.0
 """Of one call of a server: assumed."""
 
@@ -41,12 +39,16 @@ class Line:
 
 @dataclass
 class Speeds:
-    """What a machine does with models of one shape. heads: FLOPs a second by `heads_key`; writing: seconds of a layer and of the head by `writing_key`."""
+    """What a machine does with models of one shape.
+
+    heads: FLOPs a second, by `heads_key`. writing, by `writing_key`: seconds of a layer, of all else in a call, and tokens that rows
+    remembered then; what more they remember is bytes on top.
+    """
 
     read: Line
     learn: Line
     heads: dict[str, float] = field(default_factory=dict[str, float])
-    writing: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    writing: dict[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     step_bytes_per_second: float = 1e9
 
     def head_rate(self, key: str) -> float:
@@ -121,7 +123,7 @@ def _(piece: Writing, machine: Machine) -> float:
         flops = write_flops(model, piece.rows, piece.each, piece.past)
         rate, moved = speeds.read.flops_per_second, written_bytes(model, piece.rows, piece.past, width)
         return piece.steps * (max(moved / machine.bytes_per_second, flops / rate) + model.layers * speeds.read.layer_seconds)
-    more = 2 * width * piece.rows * (piece.past - PAST) * model.keys_values / machine.bytes_per_second
+    more = 2 * width * piece.rows * (piece.past - known[2]) * model.keys_values / machine.bytes_per_second
     return piece.steps * (model.layers * max(0.0, known[0] + more) + known[1])
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
+
 from limbeck.batch import Batch, Span, Text
 from limbeck.data import Data, Pool, Row
 from limbeck.decoding import Sampling
@@ -93,6 +95,20 @@ def written(stage: Stage, actor: Actor, prompts: Sequence[list[int]], samples: i
         found.append(Reading(stage, actor, max(1.0, read), max(1, max(map(len, some)) - 1), times=times))
         found.append(Writing(stage, actor, len(some), answer, past, times=times))
     return found
+
+
+def rounds(rows: int, answer: int, gamma: int, accepted: float, lossless: bool) -> tuple[int, float]:
+    """Rounds of proposal and verification until the last of some rows has ended, and rows that go on in a mean one; simulated.
+
+    A proposed token stands with probability `accepted`, by itself; a refused one is replaced, and a lossless rule adds one to a whole proposal.
+    """
+    draw, left_R, calls, going = np.random.default_rng(0), np.full(rows, answer), 0, 0
+    while (left_R > 0).any():
+        still = int((left_R > 0).sum())
+        kept = (draw.random((still, gamma)) < accepted).cumprod(1).sum(1)
+        left_R[left_R > 0] -= np.where(kept < gamma, kept + 1, gamma + lossless)
+        calls, going = calls + 1, going + still
+    return calls, going / max(1, calls)
 
 
 def answers(writer: Teacher, scene: Scene, prompts: Sequence[list[int]], samples: int, answer: int, stage: Stage, times: float = 1.0) -> list[Piece]:
