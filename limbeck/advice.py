@@ -92,10 +92,8 @@ def _online(facts: Facts) -> Iterator[tuple[str, str]]:
     else:
         yield name, f"only if the student is worse on its own text than on ready text (limbeck evaluate shows both); {price}"
     if facts.times > FAR:
-        yield (
-            "skd",
-            f"a student {facts.times:.0f} times smaller writes poor text at first: the teacher mends it while it is written; {facts.costs('skd', base)}",
-        )
+        price = facts.costs("skd", base)
+        yield "skd", f"a student {facts.times:.0f} times smaller writes poor text at first: the teacher mends it while it is written; {price}"
     if facts.rewarded:
         yield "gkd_rl", f"a verifier tells right from wrong: reward beside the teacher; {facts.costs('gkd_rl', base)}"
 

@@ -36,11 +36,11 @@ from limbeck.models import Model, ready
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.pen import copied
 from limbeck.places import cache_folder, locate
-from limbeck.roofline import Line, Machine, Speeds, heads_key, writing_key
+from limbeck.roofline import Line, Machine, Speeds, heads_key, inside_key, writing_key
 from limbeck.scene import made_up
 from limbeck.speculative import InTopK, Speculative
 from limbeck.targets import Dense, Nothing, Targets
-from limbeck.work import Actor, Heads, Piece, Reading, Writing
+from limbeck.work import Actor, Heads, Inside, Piece, Reading, Writing
 
 SECONDS = 55.0
 """When they have passed, what is left is taken as what is like it."""
@@ -124,8 +124,9 @@ def _missing(known: Speeds, pieces: Iterable[Piece]) -> bool:
     return any(
         (isinstance(piece, Heads) and piece.flops and _measurable(piece) and heads_key(piece) not in known.heads)
         or (isinstance(piece, Writing) and writing_key(piece) not in known.writing)
+        or (isinstance(piece, Inside) and inside_key(piece) not in known.inside)
         for piece in pieces
-    )  # fmt: skip
+    )
 
 
 def _measurable(piece: Heads) -> bool:
@@ -134,7 +135,7 @@ def _measurable(piece: Heads) -> bool:
 
 def _speeds(known: dict[str, Any]) -> Speeds:
     writing = {name: (float(layer), float(head), float(past)) for name, (layer, head, past) in known["writing"].items()}
-    return Speeds(Line(**known["read"]), Line(**known["learn"]), known["heads"], writing, known["step_bytes_per_second"])
+    return Speeds(Line(**known["read"]), Line(**known["learn"]), known["heads"], writing, known["step_bytes_per_second"], known["inside"])
 
 
 class _Measuring:
@@ -156,6 +157,8 @@ class _Measuring:
                 known.heads[heads_key(piece)] = self._heads(piece)
             if isinstance(piece, Writing) and writing_key(piece) not in known.writing and self._time_left:
                 known.writing[writing_key(piece)] = self._writing(known, round(piece.rows), round(piece.each))
+            if isinstance(piece, Inside) and inside_key(piece) not in known.inside and self._time_left:
+                known.inside[inside_key(piece)] = self._inside(piece)
         return known
 
     @property
@@ -236,6 +239,29 @@ class _Measuring:
             pass_loss(Outputs(leaf, model.head), said, batch, objective, 1e-3)[0].backward()
 
         return learn
+
+    def _inside(self, piece: Inside) -> float:
+        """Seconds of a sequence and a pair of layers: of a pass with the terms what it takes more than without."""
+        model, rows = self.models[DEPTHS[0]], max(1, round(piece.rows / piece.sequences))
+        batch = Batch.of([made_up(max(1, round(piece.tokens) - rows), rows)] * round(piece.sequences), "student")
+        terms = Objective([replace(cast(Any, term), map="even") for term in piece.objective.feature_terms]).load(model.build, model.build, 0)
+
+        def plain() -> None:
+            model.forward(batch).hidden_ND.sum().backward()
+
+        def compared() -> None:
+            with torch.no_grad():
+                theirs = model.forward(batch, terms.opens[1])
+            mine = model.forward(batch, terms.opens[0])
+            loss, _ = pass_loss(mine, Dense(theirs.hidden_ND, theirs.head, "-", theirs.features), batch, terms, 1e-3)
+            (loss + mine.hidden_ND.sum()).backward()
+
+        def read() -> None:
+            with torch.no_grad():
+                model.forward(batch)
+
+        more = median_seconds(compared) - median_seconds(plain) - median_seconds(read)
+        return max(0.0, more) / round(piece.sequences)
 
     def _writing(self, known: Speeds, rows: int, each: int) -> tuple[float, float, float]:
         """Of one call of the model over `rows`: seconds of a layer and of all else. Of a verification those of its round, less the proposals'."""

@@ -26,7 +26,7 @@ def plan(
     model: Annotated[str | None, typer.Option(help="On the server of a URL: the model's name there.")] = None,
     usd_in: Annotated[float, typer.Option(help="On a server: US dollars for a million tokens read.")] = 0.0,
     usd_out: Annotated[float, typer.Option(help="On a server: US dollars for a million tokens written.")] = 0.0,
-    runs: Annotated[list[Path] | None, typer.Option(help="Run folders whose evaluations say how good a student was; may be given several times.")] = None,
+    runs: Annotated[list[Path] | None, typer.Option(help="A run whose evaluations say how good its student is; may be given several times.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine again (at most about a minute).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for plan.json and plan.svg, the plot of quality and price.")] = None,

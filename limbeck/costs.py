@@ -18,7 +18,7 @@ from limbeck.scene import Draw, Scene
 from limbeck.student import Student
 from limbeck.teachers import Local
 from limbeck.vocabulary import Vocabulary
-from limbeck.work import Actor, Piece
+from limbeck.work import Actor, Piece, Stage
 
 
 @dataclass
@@ -77,6 +77,9 @@ def work_of(scene: Scene, before: Sequence[Piece] = ()) -> Work:
     return Work(of_step(scene.recipe, scene, draws), around(scene.recipe, scene), list(before), draws)
 
 
+STAGES: tuple[Stage, ...] = ("beforehand", "begin", "write", "score", "learn", "step", "evaluate", "save")
+
+
 @dataclass(frozen=True)
 class Costs:
     """What a run costs. step_seconds: of a mean step, by stage; seconds: of all, by stage; usd: None where the machine has no price.
@@ -111,8 +114,7 @@ def costs_of(work: Work, scene: Scene, machine: Machine, models: Models, before_
     recipe = scene.recipe
     step = _by_stage(work.step, machine)
     rest = _by_stage([*work.before, *work.around], machine)
-    seconds = {stage: rest.get(stage, 0.0) + recipe.steps * step.get(stage, 0.0) for stage in ("beforehand", "begin", "write", "score", "learn", "step",
-                                                                                              "evaluate", "save")}  # fmt: skip
+    seconds = {stage: rest.get(stage, 0.0) + recipe.steps * step.get(stage, 0.0) for stage in STAGES}
     api = recipe.steps * sum(piece.usd for piece in work.step) + sum(piece.usd for piece in [*work.around, *work.before])
     step_flops = scene.ranks * sum(piece.flops for piece in work.step)
     memory = memory_of(recipe, models, load_of(work, scene.student.anatomy.head_rows, scene.student.width))
@@ -183,7 +185,9 @@ def would_fit(recipe: Recipe, models: Models, load: Load, room_bytes: float) -> 
             return f"it fits with {', '.join(_needed(recipe, taken, models, load, room_bytes))}"
     free = room_bytes - memory_of(recipe, models, load).get("teacher", 0) - load.base_bytes
     if free <= 0:
-        return "the teacher alone fills it; take `limbeck cache` or `limbeck write` elsewhere and learn here without a live teacher, or a smaller teacher"
+        return (
+            "the teacher alone fills it; let it speak elsewhere (`limbeck cache`, `limbeck write`) and learn here without it, or take a smaller one"
+        )
     return f"a student of about {short(free / 20)} parameters would fit, or a machine of {sum(memory_of(recipe, models, load).values()) / 1e9:.0f} GB"
 
 
@@ -205,9 +209,9 @@ def misfit(scene: Scene, costs: Costs, work: Work, machine: Machine, models: Mod
     if memory > room:
         whose = "a GPU" if machine.ranks > 1 else "the machine"
         parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in costs.memory_bytes.items())
-        return (
-            f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {would_fit(recipe, models, load_of(work), room)}"
-        )
+        load = load_of(work, scene.student.anatomy.head_rows, scene.student.width)
+        what = would_fit(scene.recipe, models, load, room)
+        return f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {what}"
     if machine.disk_bytes is not None and costs.disk_bytes > machine.disk_bytes:
         return f"it takes {costs.disk_bytes / 1e9:.1f} GB of disk and {machine.disk_bytes / 1e9:.1f} are free; lower keep_last, or free some"
     return None

@@ -33,12 +33,10 @@ from limbeck.sources import Corpus, CustomSource, Mix, RowSource, Source
 from limbeck.student import Student
 from limbeck.teacher_samples import TeacherSamples
 from limbeck.teachers import Cached, Local, Silent, Teacher
-from limbeck.work import Actor, Asking, Fetching, Heads, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
+from limbeck.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 CACHED_BYTES = 40.0
 """A token in a cache of 50 draws; measured between 24 and 55 (docs/caches.md)."""
-STATE_MOVES, ATTENTION_MOVES = 8, 24
-"""How often a term of what stands inside moves each of its numbers, forward and back."""
 JUDGED = Objective([CrossEntropy(), ForwardKL(), ReverseKL()])
 """What an evaluation measures of each token."""
 
@@ -259,15 +257,13 @@ def of_step(recipe: Recipe, scene: Scene, draws: Sequence[Draw] | None = None) -
 
 
 def inside(objective: Objective, batch: Batch, scene: Scene) -> list[Piece]:
-    """Terms of what stands inside, as the bytes that they move: states of each row, or rows of attention, of every pair of layers."""
-    model, rows, found = scene.student.anatomy, len(batch.places_N), list[Piece]()
-    for term in objective.feature_terms:
-        theirs = [scene.actor(each).anatomy.layers for each in locals_of(scene.recipe.teacher)]
-        count = len(pairs(term.map, model.layers, max([model.layers, *theirs]))) if isinstance(term, LayerTerm) else 1
-        heads, keys = model.size("num_attention_heads", "n_head") or 1, float(batch.lengths_B.max())
-        each = ATTENTION_MOVES * heads * keys if "attentions" in term.needs else STATE_MOVES * model.width
-        found.append(Moving("learn", 4.0 * count * rows * each))
-    return found
+    """Terms of what stands inside, of every pair of layers."""
+    if not objective.feature_terms:
+        return []
+    layers = scene.student.anatomy.layers
+    theirs = max([layers, *(scene.actor(each).anatomy.layers for each in locals_of(scene.recipe.teacher))])
+    count = max([1, *(len(pairs(term.map, layers, theirs)) for term in objective.feature_terms if isinstance(term, LayerTerm))])
+    return [Inside("learn", scene.student, objective, len(batch), float(batch.lengths_B.max()), len(batch.places_N), count)]
 
 
 def around(recipe: Recipe, scene: Scene) -> list[Piece]:

@@ -9,6 +9,7 @@ The rates of this machine are measured (`calibrate.py`), those of another are pu
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -17,7 +18,7 @@ from typing import Any
 
 from limbeck.errors import RecipeError, did_you_mean
 from limbeck.flops import learn_flops, read_flops, write_flops, written_bytes
-from limbeck.work import Actor, Asking, Fetching, Heads, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
+from limbeck.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 MACHINES = Path(__file__).parent / "assets" / "machines.json"
 SERVED_TOKENS_PER_SECOND = 50.0
@@ -50,6 +51,8 @@ class Speeds:
     heads: dict[str, float] = field(default_factory=dict[str, float])
     writing: dict[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     step_bytes_per_second: float = 1e9
+    inside: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds of terms of what stands inside, of a sequence and a pair of layers, by `inside_key`."""
 
     def head_rate(self, key: str) -> float:
         """FLOPs a second of heads; of those that nobody measured the slowest that somebody did, or the pass's own."""
@@ -60,6 +63,11 @@ def heads_key(piece: Heads) -> str:
     """What of an objective decides how fast its rows go."""
     terms = "+".join(sorted(type(term).__name__ for term in piece.objective.row_terms))
     return f"{terms}{' of a teacher' if piece.scorer else ''}{'' if piece.gradient else ', no gradient'}"
+
+
+def inside_key(piece: Inside) -> str:
+    """What is compared, and how long a sequence is, to the next power of 2."""
+    return f"{'+'.join(sorted(type(term).__name__ for term in piece.objective.feature_terms))} of {2 ** math.ceil(math.log2(max(2.0, piece.tokens)))}"
 
 
 def writing_key(piece: Writing) -> str:
@@ -113,6 +121,12 @@ def _(piece: Learning, machine: Machine) -> float:
 @once.register
 def _(piece: Heads, machine: Machine) -> float:
     return piece.flops / piece.times / machine.speeds(piece.student).head_rate(heads_key(piece)) if piece.times else 0.0
+
+
+@once.register
+def _(piece: Inside, machine: Machine) -> float:
+    known = machine.speeds(piece.student).inside.get(inside_key(piece))
+    return piece.bytes / machine.bytes_per_second if known is None else known * piece.sequences * piece.pairs
 
 
 @once.register

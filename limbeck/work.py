@@ -119,6 +119,26 @@ class Heads(Piece):
 
 
 @dataclass(frozen=True)
+class Inside(Piece):
+    """Terms of what stands inside both models, of one pass. pairs: of layers, each compared sequence by sequence."""
+
+    student: Actor
+    objective: Objective
+    sequences: float
+    tokens: float
+    rows: float
+    pairs: int
+
+    @property
+    def bytes(self) -> float:
+        """Moved by states of each row, or by its attention to all keys, forward and back."""
+        model = self.student.anatomy
+        heads = model.size("num_attention_heads", "n_head") or 1
+        numbers = sum(24 * heads * self.tokens if "attentions" in term.needs else 8 * model.width for term in self.objective.feature_terms)
+        return 4.0 * self.pairs * self.rows * numbers
+
+
+@dataclass(frozen=True)
 class Writing(Piece):
     """Rows written side by side. steps: calls of the model; each: new tokens of a row in one; past: what a row remembers then."""
 
