@@ -38,7 +38,7 @@ class AskedMachine:
     def found(self) -> Machine:
         """The machine."""
         if self.gpu is not None:
-            return published(self.gpu, self.gpus or 1, self.usd_hour)
+            return published(self.gpu, 1 if self.gpus is None else self.gpus, self.usd_hour)
         from limbeck.calibrate import here
 
         return here(self.measure, self.usd_hour)
