@@ -127,7 +127,10 @@ def _sized(recipe: lb.Recipe, sequences: int, answer: int, steps: int) -> lb.Rec
         if not isinstance(settings, dict):
             return settings
         sizes = {"sequences": sequences, "max_tokens": answer if settings.get("type") == "Sampling" else settings.get("max_tokens")}
-        return {key: sizes.get(key, inside(value)) if key in sizes and settings.get("type") != "Data" else inside(value) for key, value in settings.items()}
+        return {
+            key: sizes.get(key, inside(value)) if key in sizes and settings.get("type") != "Data" else inside(value)
+            for key, value in settings.items()
+        }
 
     return lb.Recipe.of({**inside(plain(recipe)), "steps": steps, "save_every": None})
 

@@ -262,7 +262,7 @@ def block(name: str) -> str:
         "across_tokenizers": measured.across_tokenizers, "across_terms": measured.across_terms,
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
-        "digits": measured.digits,
+        "digits": measured.digits, "plan": measured.plan,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():

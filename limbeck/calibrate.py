@@ -86,7 +86,9 @@ def here(again: bool = False, usd_hour: float | None = None, folder: Path | None
     facts = machine_facts()
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     file = (folder or cache_folder()) / f"speeds-{digest}.json"
-    known = read_json(file) if file.exists() and not again else {"bytes_per_second": _bytes_per_second(), "disk_bytes_per_second": _disk(file.parent)}
+    known = dict[str, Any](read_json(file) if file.exists() and not again else {})
+    for name, look in {"bytes_per_second": _bytes_per_second, "disk_bytes_per_second": lambda: _disk(file.parent)}.items():
+        known[name] = known[name] if name in known else look()
     measured = {name: _speeds(each) for name, each in known.get("shapes", {}).items()}
     free = os.statvfs(file.parent)
     made = Here(
@@ -278,7 +280,7 @@ class _Measuring:
     def _pen(self, model: Model, rows: int, each: int, past: int) -> Callable[[], object]:
         """A call that appends a token to each row, or a round in which a model verifies as many of its own."""
         writer, sampling = copied(model, model.compute), Sampling(max_tokens=64)
-        decoder = Plain(writer, sampling) if each == 1 else Speculative(writer, writer, sampling, InTopK(self.actor.anatomy.head_rows), each)
+        decoder: Any = Plain(writer, sampling) if each == 1 else Speculative(writer, writer, sampling, InTopK(self.actor.anatomy.head_rows), each)
         with torch.no_grad(), writer.arithmetic():
             state = decoder.gather([(decoder.read([[0] * past for _ in range(rows)]), list(range(rows)))])
         written = [Row(Request([0] * past, 0, n), 0, 64) for n in range(rows)]

@@ -53,8 +53,16 @@ class Kept(Teacher):
     """A cache that is yet to be made: what `limbeck cache` will keep of a teacher, by default 50 draws of each token."""
 
     teacher: Local
-    says: frozenset[str] = frozenset({"sampled"})  # pyright: ignore[reportIncompatibleVariableOverride]  # what a property says elsewhere
-    hears: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def says(self) -> frozenset[str]:
+        """Draws."""
+        return frozenset({"sampled"})
+
+    @property
+    def hears(self) -> bool:
+        """Only what it will have heard."""
+        return False
 
     def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
         """Nothing yet."""

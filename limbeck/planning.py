@@ -9,6 +9,7 @@ from limbeck.advice import as_rows, traits
 from limbeck.candidates import Candidate, Wanted, candidates, of_recipe
 from limbeck.endpoint import Endpoint
 from limbeck.errors import RecipeError, did_you_mean
+from limbeck.estimate import short
 from limbeck.files import write_json, write_text
 from limbeck.methods import METHODS
 from limbeck.pipeline import Pipeline, read_plan
@@ -98,7 +99,8 @@ def planned(asked: Asked, machine: AskedMachine, assumed: Assumed, runs: Sequenc
     return plan(found, machine.found(), assumed, runs)
 
 
-COLUMNS = ["", "memory GB", "disk GB", "PFLOP", "a step s", "all", "US $", "pays after", "teacher", "writes"]
+COLUMNS = ["way", "GB", "disk", "PFLOP", "s a step", "all", "US $", "pays after", "T W"]
+"""Memory and disk in GB; T: beside a live teacher, W: on text that the student writes in each step."""
 
 
 def table(made: Planned) -> list[list[str]]:
@@ -117,19 +119,15 @@ def _cells(row: Row, made: Planned) -> list[str]:
         if paid.tokens is None and paid.why.startswith("never")
         else "?"
         if paid.tokens is None
-        else _many(paid.tokens)
+        else short(paid.tokens)
     )
     usd = "" if costs.usd is None and not costs.api_usd else f"{costs.api_usd if costs.usd is None else costs.usd:.3g}{' +' * (costs.usd is None)}"
     name = f"{row.candidate.name} (does not fit)" if row.misfit else row.candidate.name
     return [
         name, f"{sum(costs.memory_bytes.values()) / 1e9:.2f}", f"{costs.disk_bytes / 1e9:.2f}", f"{costs.flops / 1e15:.3g}",
         f"{sum(costs.step_seconds.values()):.3g}", _time(costs.total_seconds), usd, after,
-        "live" if said["live teacher"] else "", "student" if said["student writes"] else "",
+        f"{'T' if said['live teacher'] else '-'} {'W' if said['student writes'] else '-'}",
     ]  # fmt: skip
-
-
-def _many(tokens: float) -> str:
-    return f"{tokens / 1e6:,.3g} M" if tokens < 1e9 else f"{tokens / 1e9:,.3g} B"
 
 
 def _time(seconds: float) -> str:

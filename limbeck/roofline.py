@@ -174,8 +174,8 @@ def published(gpu: str, ranks: int, usd_hour: float | None = None) -> Machine:
     def speeds(actor: Actor) -> Speeds:
         peak, call, layer = peaks[2 if actor.width == 2 else 4], share["call_seconds"], share["layer_seconds"]
         heads = {"of any objective": share["heads"] * peak}
-        lines = [Line(times * call, times * layer, share[what] * peak) for times, what in ((1, "read"), (3, "learn"))]
-        return Speeds(*lines, heads, {}, share["memory"] * card["bytes_per_second"])
+        read, learn = (Line(times * call, times * layer, share[what] * peak) for times, what in ((1, "read"), (3, "learn")))
+        return Speeds(read, learn, heads, {}, share["memory"] * card["bytes_per_second"])
 
     shares = ", ".join(f"{name} {share[name]:.0%}" for name in ("read", "learn", "heads", "memory"))
     return Machine(
