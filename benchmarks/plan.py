@@ -34,15 +34,17 @@ from limbeck import calibrate, prune, run
 from limbeck.batch import WRITERS
 from limbeck.candidates import of_recipe
 from limbeck.config import plain
+from limbeck.costs import Models, costs_memory, scene_of, work_of
 from limbeck.decoding import Sampling
 from limbeck.files import read_json, read_jsonl, write_json, write_text
 from limbeck.interleaved import Interleaved
-from limbeck.machine import Opening
+from limbeck.machine import Opening, bfloat16_pays
 from limbeck.methods import METHODS, named
-from limbeck.models import open_model
+from limbeck.models import open_model, open_vocabulary
 from limbeck.plan import Assumed, plan
 from limbeck.rollouts import OnPolicy
-from limbeck.sources import Share
+from limbeck.sources import Mix, Share
+from limbeck.vocabulary import Vocabulary
 
 HERE = Path(__file__).parent
 STEPS = 4
@@ -78,10 +80,10 @@ def _quickstart(asked: argparse.Namespace) -> dict[str, lb.Recipe]:
     """The three of the quickstart, with its sizes."""
     student, answers = cut(asked.teacher, FIFTEEN, asked.work / "fifteen-layers"), str(asked.answers)
     prompts, more = str(Path(lb.__file__).parent / "assets" / "prompts.jsonl"), {"steps": STEPS, "save_every": None, "tokens_per_pass": 2048}
-    corpus = lb.Corpus(answers, 8, written_by="teacher")
+    corpus, own = lb.Corpus(answers, 8, written_by="teacher"), OnPolicy(prompts, 8, Sampling(max_tokens=64))
     return {
         "quickstart: teacher's answers": lb.Recipe(lb.Student(student), corpus, lb.Local(asked.teacher), "ForwardKL()", **more),
-        "quickstart: own answers": lb.Recipe(lb.Student(student), OnPolicy(prompts, 8, Sampling(max_tokens=64)), lb.Local(asked.teacher), "ForwardKL()", **more),
+        "quickstart: own answers": lb.Recipe(lb.Student(student), own, lb.Local(asked.teacher), "ForwardKL()", **more),
         "quickstart: baseline": lb.Recipe(lb.Student(student), corpus, lb.Silent(), "CrossEntropy()", **more),
     }  # fmt: skip
 
@@ -93,11 +95,16 @@ def _of_gsm8k(asked: argparse.Namespace) -> dict[str, lb.Recipe]:
         rows = [json.loads(line) for line in Path(asked.data).read_text().splitlines()[:256]]
         data.parent.mkdir(parents=True)
         licensed(data.parent, "mit")
-        write_text(data, "".join(json.dumps({"prompt": row["question"], "completion": row["answer"]}) + "\n" for row in rows))
+        write_text(data, "".join(json.dumps(_asked(row)) + "\n" for row in rows))
     found = dict[str, lb.Recipe]()
     for name in ("kd", "fitnets", "on_policy", "skd", "gkd_rl"):
         found[f"GSM8K: {name}"] = _sized(_named(name, student, asked.teacher, str(data)), 4, 32, STEPS)
     return found
+
+
+def _asked(row: dict[str, str]) -> dict[str, str]:
+    """A row of GSM8K, its result in a column of its own."""
+    return {"prompt": row["question"], "completion": row["answer"], "answer": row["answer"].rpartition("#### ")[2]}
 
 
 def _tiny(work: Path) -> dict[str, lb.Recipe]:
@@ -106,7 +113,8 @@ def _tiny(work: Path) -> dict[str, lb.Recipe]:
     for who, each in size.items():
         if not (work / "tiny" / who).exists():
             each.folder(work / "tiny" / who, 0)
-    data = arithmetic.write_rows(work / "tiny" / "rows" / "rows.jsonl", arithmetic.solved(256, 0, arithmetic.SHORT))
+    solved = arithmetic.solved(256, 0, arithmetic.SHORT)
+    data = arithmetic.write_rows(work / "tiny" / "rows" / "rows.jsonl", [row | {"answer": row["completion"].rpartition(" ")[2]} for row in solved])
     student, teacher = (str(work / "tiny" / who) for who in ("student", "teacher"))
     names = ("sft", "kd", "fitnets", "tinybert", "on_policy", "gkd", "distillm", "skd", "distillspec", "gkd_rl")
     return {f"sums: {name}": _sized(_named(name, student, teacher, data), 32, 14, MANY) for name in names}
@@ -160,8 +168,9 @@ def foretold(recipe: lb.Recipe, work: Path) -> dict[str, Any]:
     made = plan([of_recipe(recipe, "recipe")], calibrate.here(folder=folder), Assumed(accepted=accepted))
     costs = made.rows[0].costs
     assert costs is not None
-    return {"step_seconds": costs.step_seconds, "seconds": sum(costs.step_seconds.values()), "tokens": costs.tokens_a_step,
-            "memory_bytes": sum(costs.memory_bytes.values()), "step_gflops": costs.step_flops / 1e9, "measuring_seconds": time.monotonic() - began}  # fmt: skip
+    found = {"step_seconds": costs.step_seconds, "seconds": sum(costs.step_seconds.values()), "tokens": costs.tokens_a_step}
+    sizes = {"memory_bytes": sum(costs.memory_bytes.values()), "step_gflops": costs.step_flops / 1e9, "measuring_seconds": time.monotonic() - began}
+    return found | sizes
 
 
 def taken(file: Path, out: Path) -> dict[str, Any]:
@@ -171,8 +180,9 @@ def taken(file: Path, out: Path) -> dict[str, Any]:
     steps, metrics = read_jsonl(out / "timings.jsonl")[1:], [row for row in read_jsonl(out / "metrics.jsonl") if "tokens" in row]
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     seconds = [row["seconds"] for row in steps]
+    tokens, peak = statistics.mean(row["tokens"] for row in metrics[1:]), 1024 * int(resident.split()[1])
     return {"seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds), "mean": statistics.mean(seconds),
-            "steps": len(seconds), "tokens": statistics.mean(row["tokens"] for row in metrics[1:]), "memory_bytes": 1024 * int(resident.split()[1])}  # fmt: skip
+            "steps": len(seconds), "tokens": tokens, "memory_bytes": peak}  # fmt: skip
 
 
 def compared(name: str, recipe: lb.Recipe, asked: argparse.Namespace) -> dict[str, Any]:
@@ -186,7 +196,7 @@ def compared(name: str, recipe: lb.Recipe, asked: argparse.Namespace) -> dict[st
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     took = json.loads(done.stdout.strip().splitlines()[-1])
-    middle = took["mean"] if (" gkd" in f" {name.partition(': ')[2]}" and "rl" not in name) or "distillm" in name else took["seconds"]
+    middle = took["mean"] if isinstance(recipe.source, Mix) else took["seconds"]  # now one kind of step, now the other
     return {"foretold": told, "took": took, "compared_seconds": middle, "time_error": told["seconds"] / middle - 1,
             "memory_error": told["memory_bytes"] / took["memory_bytes"] - 1}  # fmt: skip
 
@@ -200,7 +210,8 @@ def picture(found: dict[str, Any]) -> str:
     up = lambda value: 520 - place(value)  # noqa: E731
     tall = 520
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {tall}" font-family="sans-serif" font-size="12">',
-             f'<rect width="760" height="{tall}" fill="#ffffff"/>', '<text x="10" y="22" font-size="15">Seconds of a step: foretold and taken</text>']  # fmt: skip
+             f'<rect width="760" height="{tall}" fill="#ffffff"/>',
+             '<text x="10" y="22" font-size="15">Seconds of a step: foretold and taken</text>']  # fmt: skip
     band = [(10.0**low, 1 + BAND), (10.0**high, 1 + BAND), (10.0**high, 1 - BAND), (10.0**low, 1 - BAND)]
     lines.append(f'<polygon points="{" ".join(f"{place(x):.1f},{up(x * factor):.1f}" for x, factor in band)}" fill="#669944" opacity="0.2"/>')
     lines.append(f'<path d="M{place(10.0**low)} {up(10.0**low)}L{place(10.0**high)} {up(10.0**high)}" stroke="#669944"/>')
@@ -217,11 +228,23 @@ def picture(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
-def publish(found: dict[str, Any]) -> None:
-    """Write what there is."""
+def memory(recipe: lb.Recipe) -> int:
+    """What a plan says of a recipe's memory, for which nothing is measured."""
+    models = Models(bfloat16_pays())
+    student = models.anatomy(recipe.student.model)
+    vocabulary = Vocabulary(open_vocabulary(recipe.student.model, Opening()).tokenizer, student.end_ids)
+    return sum(costs_memory(work_of(scene_of(recipe, models, vocabulary)), scene_of(recipe, models, vocabulary), models).values())
+
+
+def publish(found: dict[str, Any], made: dict[str, lb.Recipe]) -> None:
+    """Write what there is, memory as it is told now."""
+    found = {name: found[name] for name in made if name in found}
+    for name, each in found.items():
+        each["foretold"]["memory_bytes"] = memory(made[name])
+        each["memory_error"] = each["foretold"]["memory_bytes"] / each["took"]["memory_bytes"] - 1
     inside = [name for name, each in found.items() if abs(each["time_error"]) <= BAND]
-    memory = [name for name, each in found.items() if abs(each["memory_error"]) <= BAND]
-    figures = {"band": BAND, "recipes": len(found), "time_within": len(inside), "memory_within": len(memory), "found": found}
+    inside_too = [name for name, each in found.items() if abs(each["memory_error"]) <= BAND]
+    figures = {"band": BAND, "recipes": len(found), "time_within": len(inside), "memory_within": len(inside_too), "found": found}
     write_json(HERE / "results" / "plan.json", {"machine": machine(), "clock": "process seconds, one thread", **figures})
     write_text(HERE / "results" / "plan.svg", picture(found))
 
@@ -248,9 +271,10 @@ def main() -> None:
             found[name] = compared(name, recipe, asked)
             write_json(file, found)
             each = found[name]
-            print(f"{name}: foretold {each['foretold']['seconds']:.4g} s, took {each['compared_seconds']:.4g} ({100 * each['time_error']:+.0f} %); "
-                  f"memory {100 * each['memory_error']:+.0f} %; {each['foretold']['step_seconds']}", flush=True)  # fmt: skip
-    publish(found)
+            told, took = each["foretold"]["seconds"], each["compared_seconds"]
+            errors = f"{100 * each['time_error']:+.0f} %; memory {100 * each['memory_error']:+.0f} %"
+            print(f"{name}: foretold {told:.4g} s, took {took:.4g}: {errors}", flush=True)
+    publish(found, recipes(asked))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def costs_of(work: Work, scene: Scene, machine: Machine, models: Models, before_
     seconds = {stage: rest.get(stage, 0.0) + recipe.steps * step.get(stage, 0.0) for stage in STAGES}
     api = recipe.steps * sum(piece.usd for piece in work.step) + sum(piece.usd for piece in [*work.around, *work.before])
     step_flops = scene.ranks * sum(piece.flops for piece in work.step)
-    memory = memory_of(recipe, models, load_of(work, scene.student.anatomy.head_rows, scene.student.width))
+    memory = costs_memory(work, scene, models)
     if before_bytes > sum(memory.values()):
         memory = {"beforehand": before_bytes}
     hours = sum(seconds.values()) / 3600
@@ -136,18 +136,35 @@ def _by_stage(pieces: Sequence[Piece], machine: Machine) -> dict[str, float]:
     return found
 
 
-def load_of(work: Work, vocabulary: int, width: int) -> Load:
-    """The longest sequence and prompt of the text that was drawn, and the logits that exist at once, of student and teacher, twice."""
+@dataclass(frozen=True)
+class Loaded:
+    """What passes hold: as `estimate` has it, and padded tokens of the largest one."""
+
+    load: Load
+    pass_tokens: int
+
+
+def loaded(work: Work, scene: Scene) -> Loaded:
+    """The longest sequence and prompt and the largest pass of the text that was drawn; logits that exist at once, of student and teacher, twice."""
     batches = [draw.batch for draw in work.draws if len(draw.batch)]
     longest = max((int(batch.lengths_B.max()) for batch in batches), default=0)
+    passes = [part for batch in batches for part in batch.split(scene.recipe.tokens_per_pass)]
+    vocabulary, width = scene.student.anatomy.head_rows, scene.student.width
     chunks = min(CHUNK_BYTES, CHUNK_ROWS * vocabulary * width) + min(SAID_BYTES, SAID_ROWS * vocabulary * width)
-    return Load(longest, max((int(batch.before_B.max()) for batch in batches), default=256), 2 * chunks)
+    prompt = max((int(batch.before_B.max()) for batch in batches), default=256)
+    return Loaded(Load(longest, prompt, 2 * chunks), max((len(part) * int(part.lengths_B.max()) for part in passes), default=1))
 
 
-def memory_of(recipe: Recipe, models: Models, load: Load) -> dict[str, int]:
-    """What a rank holds at its fullest, by what for."""
-    teachers = [models.anatomy(each.model) for each in locals_of(recipe.teacher)]
-    found = memory_bytes(recipe, models.anatomy(recipe.student.model), teachers[0] if teachers else None, load, models.width)
+def costs_memory(work: Work, scene: Scene, models: Models) -> dict[str, int]:
+    """What a rank of a run holds at its fullest, by what for."""
+    return memory_of(scene.recipe, models, loaded(work, scene))
+
+
+def memory_of(recipe: Recipe, models: Models, held: Loaded) -> dict[str, int]:
+    """The same of a recipe on such text."""
+    teachers, passes = [models.anatomy(each.model) for each in locals_of(recipe.teacher)], min(recipe.tokens_per_pass, held.pass_tokens)
+    student = models.anatomy(recipe.student.model)
+    found = memory_bytes(replace(recipe, tokens_per_pass=passes), student, teachers[0] if teachers else None, held.load, models.width)
     if len(teachers) > 1:
         found["other teachers"] = sum(models.width("auto") * each.parameters_total for each in teachers[1:])
     return found
@@ -172,7 +189,7 @@ CHANGES: tuple[tuple[str, Change], ...] = (
 """What a recipe may be changed by to take less, each on top of those before it: the first change no number that is learnt."""
 
 
-def would_fit(recipe: Recipe, models: Models, load: Load, room_bytes: float) -> str:
+def would_fit(recipe: Recipe, models: Models, held: Loaded, room_bytes: float) -> str:
     """The changes with which a recipe fits, in words; else the largest student that would."""
     taken, changed = list[str](), recipe
     for words, change in CHANGES:
@@ -181,24 +198,24 @@ def would_fit(recipe: Recipe, models: Models, load: Load, room_bytes: float) -> 
         except LimbeckError:  # a teacher that has no such setting
             continue
         taken.append(words)
-        if sum(memory_of(changed, models, load).values()) <= room_bytes:
-            return f"it fits with {', '.join(_needed(recipe, taken, models, load, room_bytes))}"
-    free = room_bytes - memory_of(recipe, models, load).get("teacher", 0) - load.base_bytes
+        if sum(memory_of(changed, models, held).values()) <= room_bytes:
+            return f"it fits with {', '.join(_needed(recipe, taken, models, held, room_bytes))}"
+    free = room_bytes - memory_of(recipe, models, held).get("teacher", 0) - held.load.base_bytes
     if free <= 0:
         return (
             "the teacher alone fills it; let it speak elsewhere (`limbeck cache`, `limbeck write`) and learn here without it, or take a smaller one"
         )
-    return f"a student of about {short(free / 20)} parameters would fit, or a machine of {sum(memory_of(recipe, models, load).values()) / 1e9:.0f} GB"
+    return f"a student of about {short(free / 20)} parameters would fit, or a machine of {sum(memory_of(recipe, models, held).values()) / 1e9:.0f} GB"
 
 
-def _needed(recipe: Recipe, taken: list[str], models: Models, load: Load, room_bytes: float) -> list[str]:
+def _needed(recipe: Recipe, taken: list[str], models: Models, held: Loaded, room_bytes: float) -> list[str]:
     """Of changes that suffice, those that cannot be left out, the gentlest kept last."""
     kept = list(taken)
     for words in taken[:-1]:
         fewer, changed = [each for each in kept if each != words], recipe
         for each in fewer:
             changed = dict(CHANGES)[each](changed)
-        if sum(memory_of(changed, models, load).values()) <= room_bytes:
+        if sum(memory_of(changed, models, held).values()) <= room_bytes:
             kept = fewer
     return kept
 
@@ -209,8 +226,7 @@ def misfit(scene: Scene, costs: Costs, work: Work, machine: Machine, models: Mod
     if memory > room:
         whose = "a GPU" if machine.ranks > 1 else "the machine"
         parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in costs.memory_bytes.items())
-        load = load_of(work, scene.student.anatomy.head_rows, scene.student.width)
-        what = would_fit(scene.recipe, models, load, room)
+        what = would_fit(scene.recipe, models, loaded(work, scene), room)
         return f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {what}"
     if machine.disk_bytes is not None and costs.disk_bytes > machine.disk_bytes:
         return f"it takes {costs.disk_bytes / 1e9:.1f} GB of disk and {machine.disk_bytes / 1e9:.1f} are free; lower keep_last, or free some"
