@@ -36,7 +36,7 @@ from limbeck.models import Model, ready
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.pen import copied
 from limbeck.places import cache_folder, locate
-from limbeck.roofline import Line, Machine, Speeds, heads_key, inside_key, writing_key
+from limbeck.roofline import Line, Machine, Speeds, heads_key, inside_key, on_kept, writing_key
 from limbeck.scene import made_up
 from limbeck.speculative import InTopK, Speculative
 from limbeck.targets import Dense, Nothing, Targets
@@ -232,7 +232,8 @@ class _Measuring:
             weight = model.head.weight_VD.detach() if theirs.width == self.actor.anatomy.width else torch.randn(
                 theirs.head_rows, theirs.width, generator=draw).to(device(), model.compute)  # fmt: skip
             said = Dense(hidden(theirs.width), Head(weight, model.vocabulary.size), "-")
-        objective, mine = Objective(list(piece.objective.row_terms)), hidden(self.actor.anatomy.width)
+        terms: list[Any] = [CrossEntropy()] if on_kept(piece) else list(piece.objective.row_terms)
+        objective, mine = Objective(terms), hidden(self.actor.anatomy.width)
         if not piece.gradient:
             return lambda: measure(Outputs(mine, model.head), said, batch, objective)
 

@@ -18,7 +18,7 @@ from limbeck.hidden import Masked
 from limbeck.methods import METHODS, scorer
 from limbeck.objective import Objective
 from limbeck.places import locate
-from limbeck.priced import CACHED_BYTES, JUDGED, Scored, kept, scored
+from limbeck.priced import CACHED_BYTES, JUDGED, KEPT, Scored, kept, scored
 from limbeck.recipe import Recipe
 from limbeck.scene import Scene, answers, rows_of
 from limbeck.sources import Corpus, Source
@@ -72,6 +72,7 @@ class Kept(Teacher):
 @scored.register
 def _(teacher: Kept, passes: Sequence[Batch], scene: Scene) -> Scored:
     """As from a cache that is there."""
+    scene.assumed[KEPT] = None
     return kept(passes), None
 
 

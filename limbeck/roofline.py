@@ -60,9 +60,18 @@ class Speeds:
 
 
 def heads_key(piece: Heads) -> str:
-    """What of an objective decides how fast its rows go."""
+    """What of an objective decides how fast its rows go; scores that were kept are so few of a token that the text's own terms are as fast."""
     terms = "+".join(sorted(type(term).__name__ for term in piece.objective.row_terms))
+    terms = TEXT if on_kept(piece) else terms
     return f"{terms}{' of a teacher' if piece.scorer else ''}{'' if piece.gradient else ', no gradient'}"
+
+
+TEXT = "CrossEntropy"
+
+
+def on_kept(piece: Heads) -> bool:
+    """Whether the rows meet scores that are no whole distributions: those of a cache or a server."""
+    return piece.scorer is None and any(term.needs for term in piece.objective.row_terms)
 
 
 def inside_key(piece: Inside) -> str:

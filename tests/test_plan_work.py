@@ -178,12 +178,13 @@ def test_this_machine_is_measured_once_for_a_shape(home: Path, tmp_path: Path, m
     monkeypatch.setattr(calibrate, "median_seconds", once)
     who = actor(home, Student("s", dtype="float32"))
     heads = Heads("learn", who, Objective([CrossEntropy()]), 10)
-    pieces: list[Piece] = [Learning("learn", who, 2, 16), heads, Writing("write", who, 2, 5, 20), Writing("write", who, 2, 3, 20, 4)]
+    kept, live = (Heads("learn", who, Objective([ForwardKL()]), 10, scorer) for scorer in (None, who))
+    pieces: list[Piece] = [Learning("learn", who, 2, 16), heads, kept, live, Writing("write", who, 2, 5, 20), Writing("write", who, 2, 3, 20, 4)]
     machine = calibrate.here(folder=tmp_path)
     machine.prepare(pieces)
     assert all(0 < machine.seconds(piece) < math.inf for piece in pieces[:2])
     (found,) = machine.measured.values()
-    assert set(found.writing) == {"2x1", "2x4"} and set(found.heads) == {"CrossEntropy"}
+    assert set(found.writing) == {"2x1", "2x4"} and set(found.heads) == {"CrossEntropy", "ForwardKL of a teacher"}
     again = calibrate.here(folder=tmp_path)
     assert again.measured == machine.measured
     monkeypatch.setattr(calibrate, "shallow", None)  # nothing is left to be measured, whatever the depth
