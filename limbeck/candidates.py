@@ -23,7 +23,7 @@ from limbeck.recipe import Recipe
 from limbeck.scene import Scene, answers, rows_of
 from limbeck.sources import Corpus, Source
 from limbeck.targets import Targets
-from limbeck.teachers import Cached, Local, Silent, Teacher
+from limbeck.teachers import Cached, Local, Teacher
 from limbeck.work import Heads, Piece, Storing
 
 CACHE, WRITTEN = "kd from a cache", "sft on written text"
@@ -52,7 +52,7 @@ SIMPLEST = (
 class Kept(Teacher):
     """A cache that is yet to be made: what `limbeck cache` will keep of a teacher, by default 50 draws of each token."""
 
-    teacher: Local
+    model: str
 
     @property
     def says(self) -> frozenset[str]:
@@ -141,27 +141,12 @@ def _made(name: str, about: str, make: Callable[[], Recipe], wanted: Wanted, **m
     try:
         recipe = make()
         if wanted.settings:
-            recipe = _changed(recipe, wanted.settings)
+            recipe = Recipe.of(override(plain(recipe), wanted.settings))
         if why_not := _kind_lacks(recipe):
             return Candidate(name, about, None, why_not)
         return Candidate(name, about, recipe, **more)
     except LimbeckError as error:
         return Candidate(name, about, None, str(error))
-
-
-def _changed(recipe: Recipe, settings: list[str]) -> Recipe:
-    """The recipe with settings changed; a cache that is yet to be made stays what it is."""
-    if not isinstance(recipe.teacher, Kept):
-        return Recipe.of(override(plain(recipe), settings))
-    changed = Recipe.of({**override(plain(_without(recipe)), settings)})
-    return Recipe(**{**{name: getattr(changed, name) for name in vars(changed) if not name.startswith("_")},
-                     "teacher": recipe.teacher, "objective": recipe.objective})  # fmt: skip
-
-
-def _without(recipe: Recipe) -> Recipe:
-    return Recipe(recipe.student, recipe.source, Silent(), **{
-        name: value for name, value in vars(recipe).items() if not name.startswith("_") and name not in ("student", "source", "teacher", "objective")
-    })  # fmt: skip
 
 
 def _kind_lacks(recipe: Recipe) -> str | None:
@@ -192,7 +177,7 @@ def _cached(wanted: Wanted) -> Candidate:
     if wanted.data is None:
         return Candidate(CACHE, about, None, "needs --data")
     data = wanted.data
-    return _made(CACHE, about, lambda: METHODS["kd"](wanted.student, Kept(teacher), data), wanted,
+    return _made(CACHE, about, lambda: METHODS["kd"](wanted.student, Kept(teacher.model), data), wanted,
                  before=lambda scene: _annotation(scene, teacher), made_by=teacher)  # fmt: skip
 
 

@@ -166,11 +166,12 @@ class _Vocabularies:
             self.known[name] = Vocabulary(bare.tokenizer, model.end_ids)
         return self.known[name]
 
-    def shared(self, recipe: Recipe, models: Models) -> Vocabulary:
+    def shared(self, recipe: Recipe, asked_before: Local | None, models: Models) -> Vocabulary:
         """The student's, as the run has it. Raises VocabularyError where a teacher's differs and has to be the same."""
-        student = recipe.student
+        student, teachers = recipe.student, locals_of(recipe.teacher)
+        teachers += [asked_before] if asked_before and recipe.teacher.says else []  # its scores are kept, and not its text alone
         mine = self.of(student.model, models.anatomy(student.model, student.trust_remote_code), student.trust_remote_code)
-        for teacher in locals_of(recipe.teacher) if not recipe.teacher.says & {"spans", "pairs"} else ():
+        for teacher in teachers if not recipe.teacher.says & {"spans", "pairs"} else ():
             theirs = self.of(teacher.model, models.anatomy(teacher.model, teacher.trust_remote_code), teacher.trust_remote_code)
             if student.chat_template == "teacher" or not mine.has_template:
                 mine = mine.with_template(theirs.template, theirs.end_ids)
@@ -184,7 +185,7 @@ def _row(candidate: Candidate, models: Models, vocabularies: _Vocabularies, mach
     if recipe is None:
         return Row(candidate, why_not=candidate.why_not)
     try:
-        vocabulary = vocabularies.shared(recipe, models)
+        vocabulary = vocabularies.shared(recipe, candidate.made_by, models)
         scene = scene_of(recipe, models, vocabulary, machine.ranks, assumed.answer_tokens, assumed.accepted)
         work = work_of(scene, candidate.before(scene))
         if not any(len(draw.batch.places_N) for draw in work.draws):

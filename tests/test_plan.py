@@ -79,6 +79,15 @@ def test_memory_is_that_of_check_with_the_text_that_is_drawn(home: Path, blind: 
     }  # fmt: skip
 
 
+def test_a_cache_leaves_the_teacher_out_of_the_run_and_takes_settings(home: Path, blind: None) -> None:
+    found = [each for each in candidates(wanted(home, settings=["steps=3", "source.sequences=2"])) if each.name in (CACHE, "kd")]
+    rows = {row.candidate.name: row for row in plan(found, published("h100", 1)).rows}
+    kept, live = rows[CACHE].costs, rows["kd"].costs
+    assert kept is not None and live is not None and kept.steps == live.steps == 3
+    assert "score" in live.seconds and kept.seconds["score"] < live.seconds["score"] and kept.seconds["beforehand"] > 0
+    assert "teacher" in live.memory_bytes and "teacher" not in kept.memory_bytes
+
+
 def test_the_advice_begins_with_the_simple_and_names_a_price(home: Path, blind: None) -> None:
     made = plan(candidates(wanted(home)), published("h100", 1))
     assert [each["take"] for each in made.advice] == ["sft", made.advice[1]["take"], "on_policy"]
@@ -176,7 +185,7 @@ def test_another_vocabulary_leaves_what_crosses_it(home: Path, tmp_path: Path, b
     other.save_pretrained(tmp_path / "other")
     made = plan(candidates(wanted(home, teacher=str(tmp_path / "other"))), published("l4", 1))
     rows = {row.candidate.name: row for row in made.rows}
-    assert rows["kd"].costs is None and "teach across vocabularies" in str(rows["kd"].why_not)
+    assert rows[CACHE].costs is None and rows["kd"].costs is None and "teach across vocabularies" in str(rows["kd"].why_not)
     assert rows[WRITTEN].possible and rows["alm"].possible and made.advice[1]["take"] == WRITTEN
 
 
