@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -68,6 +69,7 @@ class Here(Machine):
         for name, actor in {shape_of(each): each for each in map(_who, pieces) if each is not None}.items():
             mine = [piece for piece in pieces if (who := _who(piece)) is not None and shape_of(who) == name]
             if name not in self.measured or _missing(self.measured[name], mine):
+                print("measuring this machine with models of this shape; it is kept", file=sys.stderr)
                 self.measured[name] = _Measuring(actor, mine, self).speeds(self.measured.get(name))
                 self.save()
 
