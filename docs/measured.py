@@ -138,6 +138,26 @@ def _gradient(each: dict[str, Any]) -> list[str]:
     return [f"{middle[0]:.1f}°", f"{middle[1]:.3f}"]
 
 
+def plan() -> str:
+    """What plans foretold beside what runs took."""
+    found = results("plan")
+    rows = [
+        [
+            f"`{name}`",
+            f"{each['foretold']['seconds']:.3g}",
+            f"{each['compared_seconds']:.3g} ({each['took']['least']:.3g} to {each['took']['most']:.3g})",
+            f"{100 * each['time_error']:+.0f} %",
+            f"{each['foretold']['memory_bytes'] / 1e9:.2f}",
+            f"{each['took']['memory_bytes'] / 1e9:.2f}",
+            f"{100 * each['memory_error']:+.0f} %",
+        ]
+        for name, each in found["found"].items()
+    ]
+    columns = ["recipe", "a step foretold, s", "taken (least to most)", "error", "memory foretold, GB", "taken", "error"]
+    said = f"Time is within {100 * found['band']:.0f} % in {found['time_within']} of {found['recipes']} recipes, memory in {found['memory_within']}."
+    return f"{table(columns, rows)}\n\n{said} {_machine(found)}"
+
+
 def guidance() -> str:
     """Students of a guided teacher beside that teacher without guidance."""
     found = results("guidance")

@@ -8,6 +8,7 @@ import typer
 
 from limbeck.cli_evaluate import evaluate
 from limbeck.cli_export import export
+from limbeck.cli_plan import plan
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
 from limbeck.terminal import show_table as _table
 
@@ -106,6 +107,7 @@ def _planned(recipe: str, settings: list[str] | None, accepted: list[str] | None
     return accepting(made, accepted or [])
 
 
+app.command()(plan)
 app.command()(evaluate)
 
 

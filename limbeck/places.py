@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,11 @@ MODULE = "module"
 """Where the config.json of a torch module that we saved says what function it is made by."""
 PROBES, PROBE_BYTES = 32, 2**16
 """Of a large file so many pieces are read, evenly spread: to read all of it takes as long as to load it."""
+
+
+def cache_folder() -> Path:
+    """Where what is made once for a user is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
 
 
 def is_call(name: str) -> bool:

@@ -7,7 +7,6 @@ Every step of it is a recipe that could have been written by hand; they lie in t
 import gc
 import hashlib
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from limbeck.machine import Opening
 from limbeck.models import Model, open_model
 from limbeck.objective import CrossEntropy, Objective, Term
 from limbeck.optimizer import AdamW
+from limbeck.places import cache_folder
 from limbeck.progress import Progress
 from limbeck.recipe import Recipe
 from limbeck.report import report
@@ -45,11 +45,6 @@ ON_POLICY_SHARE = 0.15
 """Of all steps, those on the student's own answers; they come last and cost twice as much."""
 RESERVE_SECONDS = 120.0
 """For the last measurements and the report."""
-
-
-def cache_folder() -> Path:
-    """Where what is made once is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
 
 
 def packaged_teacher() -> Path:

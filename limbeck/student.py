@@ -71,12 +71,17 @@ class Student(Part):
     def load(self, steps: int) -> Self:
         """The student alive: weights open, ready for `steps` steps."""
         from limbeck.kinds import open_kind
+
+        training = self.gradient_checkpointing or self.quantization is not None
+        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
+        return self.holding(open_kind(self.model, opening, self.dtype), steps)
+
+    def holding(self, model: "OpenModel", steps: int) -> Self:
+        """The same with a model that is open already, its weights as they are to be learnt."""
         from limbeck.pen import Pen
 
         made = self.fresh()
-        training = self.gradient_checkpointing or self.quantization is not None
-        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
-        made._open, made._steps = open_kind(self.model, opening, self.dtype), steps
+        made._open, made._steps = model, steps
         made._open.see_learnable(self.lora is not None, self.gradient_checkpointing)
         if self.lora and is_sharded():
             raise RecipeError("a student with adapters cannot be sharded; launch without --use_fsdp, or drop lora")
