@@ -23,6 +23,7 @@ from limbeck.targets import Targets
 from limbeck.teachers import Silent, Teacher
 from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.subjects import TEACHER, Subjects
+from limbeck.transfer.tasks import Tasks, TasksAsked
 from limbeck.transfer.tokens import heard, table
 from limbeck.vocabulary import Vocabulary
 
@@ -35,8 +36,9 @@ AT_ONCE = 32
 class Transfer:
     """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path) -> None:
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> None:
         self.subjects, self.asked, self.out = subjects, asked, out
+        self.tasks = Tasks(tasks or TasksAsked(), asked, out)
         self.missing = list(subjects.missing)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
@@ -100,6 +102,7 @@ class Transfer:
             return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
         self._write(TEACHER, lambda prompts, told: lend(
             lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
+        self.tasks.answer(TEACHER, lend)
         self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
 
     def _measure(self, name: str, student: Student) -> None:
@@ -113,6 +116,8 @@ class Transfer:
         if writes and self.rows.prompts:
             self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
             self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
+        if writes:
+            self.tasks.answer(name, student.lend)
         for text in (GIVEN, TEACHER, OWN):
             if texts := self.texts(text, name):
                 self._table(name, text, texts, student)
@@ -170,7 +175,7 @@ class Transfer:
         write_json(file, known)
 
 
-def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
+def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> dict[str, Any]:
     """Measure all of it into `out`; what `evaluation.json` holds.
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
@@ -178,7 +183,7 @@ def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, 
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out)
+        transfer = Transfer(subjects, asked, out, tasks)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)
