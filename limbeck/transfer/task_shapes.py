@@ -191,9 +191,9 @@ def _shape(path: str, row: Row, judged: bool) -> Shape:
 
 def _see_answers(task: Task) -> None:
     """See, before anybody writes, that every row has what its verifier compares, and that the verifier can run here."""
-    if isinstance(task.verifier, Rule | Function):
+    if isinstance(task.verifier, Rule | UnitTests | Function):
         task.verifier.load()
-    if not isinstance(task.verifier, Rule):
+    if not isinstance(task.verifier, Rule | UnitTests):
         return
     column = getattr(task.verifier, "column", None)
     for number, row in enumerate(task.rows, 1):

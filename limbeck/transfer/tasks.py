@@ -368,7 +368,7 @@ def tables(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
 
 
 def _label(key: str) -> str:
-    return key.replace("calibration", "calibration error")
+    return f"calibration error{key.removeprefix('calibration').replace('_', ' ')}" if key.startswith("calibration") else key
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
