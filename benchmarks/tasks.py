@@ -35,12 +35,13 @@ OPTIONS = [
     ("Where do fish live?", "in water", "in trees", "in the desert", "in clouds"), ("Which of these is hot?", "fire", "snow", "ice", "frost"),
 ]  # fmt: skip
 CHOICES = [
-    {"question": question, "choices": (others := [*wrong])[:place] + [right] + others[place:], "answer": place}
+    {"question": question, "choices": [*wrong[:place], right, *wrong[place:]], "answer": place}
     for question, right, *wrong in OPTIONS for place in range(4)
 ]  # fmt: skip
 FUNCTIONS = [
     ("double", "x", "Return twice x.", "return 2 * x", "f(3) == 6 and f(-1) == -2"), ("is_even", "n", "Return True if n is even, else False.",
-     "return n % 2 == 0", "f(4) and not f(7)"), ("largest", "numbers", "Return the largest number of a list.", "return max(numbers)", "f([3, 9, 2]) == 9"),
+     "return n % 2 == 0", "f(4) and not f(7)"), ("largest", "numbers", "Return the largest number of a list.", "return max(numbers)",
+     "f([3, 9, 2]) == 9"),
     ("total", "numbers", "Return the sum of a list of numbers.", "return sum(numbers)", "f([1, 2, 3]) == 6"), ("shout", "text",
      "Return the text in capital letters.", "return text.upper()", "f('ab') == 'AB'"), ("backwards", "text", "Return the text reversed.",
      "return text[::-1]", "f('abc') == 'cba'"), ("square", "x", "Return x times x.", "return x * x", "f(5) == 25"), ("first", "items",
@@ -66,7 +67,7 @@ def main() -> None:
         shrink(teacher, Shape(layers=29), home / "student", answered)
         subjects = asked_for([], str(home / "student"), teacher, baselines=False)
         found = evaluate_transfer(subjects, Asked(answered, rows=8, max_tokens=16), home / "out", TasksAsked(files, max_tokens=96))
-    tasks = {name: {key: value for key, value in task.items() if key != "samples"} | {"samples": task["samples"][:2]} for name, task in found["tasks"].items()}
+    tasks = {name: {**task, "samples": task["samples"][:2]} for name, task in found["tasks"].items()}
     write_json(RESULTS / "tasks.json", {"machine": machine(), "tasks": tasks})
 
 

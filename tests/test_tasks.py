@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,17 +16,15 @@ import limbeck as lb
 from limbeck.errors import CheckpointError, DataError, LimbeckError, RecipeError
 from limbeck.evaluate.statistics import interval, paired, recovered
 from limbeck.files import read_jsonl, write_json, write_jsonl
-from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.measure import evaluate_transfer
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import Subjects
 from limbeck.transfer.summary import shown
-from limbeck.transfer.task_harness import by_prompt, stopped
-from limbeck.transfer.task_shapes import named, names, read_tasks
+from limbeck.transfer.task_shapes import names, read_tasks
 from limbeck.transfer.tasks import FileExam, TasksAsked, beside_whom, gone_on, ks, of_answers, one_of, safe
 from limbeck.verifiers import Function
 
-GSM = [{"question": f"Tom has {n} nuts and finds {n}. How many?", "answer": f"{n} and {n} are <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n}"} for n in range(8)]
+GSM = [{"question": f"Tom has {n} nuts and finds {n}. How many?", "answer": f"They are <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n}"} for n in range(8)]
 MMLU = [{"question": f"Which is number {n}?", "choices": ["one", "two", "three"], "answer": n % 3, "subject": "counting"} for n in range(8)]
 PROGRAMS = [{"task_id": "a", "prompt": 'def double(x):\n    """Twice x."""\n', "canonical_solution": "    return 2 * x\n", "entry_point": "double",
              "test": "def check(f):\n    assert f(2) == 4\n"}]  # fmt: skip
@@ -108,7 +105,7 @@ def test_programs_are_asked_of_chats_in_words_and_cut_where_they_end_else(tmp_pa
         ([*GSM, {"question": "Why?", "answer": "So."}], "", "row 9: an answer with `#### 42` at its end was asked for, found .*'So.'"),
         ([{**MMLU[0], "answer": "E"}], "", "row 1: one of ABC was asked for in the column answer, found 'E'"),
         ([{**MMLU[0], "choices": "none"}], "", "found columns question, choices, answer, subject, which are no task"),
-        ([{"text": "red"}], "", r"found columns text, which are no task; recognised are HumanEval \(prompt, test, entry_point\), MMLU .*name a verifier"),
+        ([{"text": "red"}], "", r"found columns text, which are no task; recognised are HumanEval \(prompt, test, entry_point\), .*name a verifier"),
         ([{"question": "Who?", "answer": "she"}], "", "no task; recognised are"),
         ([{"text": "red"}], ":Number", "found columns text, which are no task"),
         (OWN, ":Numbr", 'there is no Verifier "Numbr"; did you mean "Number"'),
@@ -203,27 +200,6 @@ def test_whom_a_student_is_beside() -> None:
     assert beside_whom("student", ["student"]) == []
 
 
-def test_likelihoods_against_a_plain_pass_of_each(tmp_path: Path) -> None:
-    model = toys.opened(tmp_path / "m")
-    pairs = [([5, 6, 7], [8, 9]), ([5], [70]), ([1, 2, 3, 4], [65, 66, 67])]
-    with torch.no_grad():
-        best = model.module(torch.tensor([[5, 6]])).logits[0, -1, : model.vocabulary.size].argmax()
-    pairs.append(([5, 6], [int(best)]))
-    for (context, answer), (nats, greedy) in zip(pairs, log_likelihoods(model, pairs, tokens_per_pass=8), strict=True):
-        with torch.no_grad():
-            logits_SV = model.module(torch.tensor([[*context, *answer]])).logits[0, :, : model.vocabulary.size].double()
-        rows_NV = logits_SV.log_softmax(-1)[len(context) - 1 : -1]
-        assert nats == pytest.approx(sum(float(row[token]) for row, token in zip(rows_NV, answer, strict=True)), abs=1e-4)
-        assert greedy == all(int(row.argmax()) == token for row, token in zip(rows_NV, answer, strict=True))
-    assert log_likelihoods(model, pairs)[3][1]
-
-
-def test_what_is_longer_than_the_context_loses_its_beginning(tmp_path: Path) -> None:
-    model = toys.opened(tmp_path / "m")
-    long = [n % 200 for n in range(300)]
-    assert log_likelihoods(model, [(long, [3, 4])])[0] == pytest.approx(log_likelihoods(model, [(long[-254:], [3, 4])])[0])
-
-
 def test_a_space_that_a_tokenizer_drops_is_kept() -> None:
     dropping = SimpleNamespace(text=lambda ids: "".join(ids).removeprefix(" "))
     assert gone_on(dropping, ["def f():", "\n"], [" ", " return 1"]) == "  return 1"
@@ -245,12 +221,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(place: Path, out: Path, *tasks: str, each: int = 1, students: tuple[str, ...] = ("before", "after"), **more: object) -> dict:
-    subjects = Subjects({name: lb.Student(str(place / name), dtype="float32") for name in students}, lb.Local(str(place / "teacher"), dtype="float32"))
+    teacher = lb.Local(str(place / "teacher"), dtype="float32")
+    subjects = Subjects({name: lb.Student(str(place / name), dtype="float32") for name in students}, teacher)
     asked = Asked(str(place / "held.jsonl"), rows=2, each=each, max_tokens=4)
     return evaluate_transfer(subjects, asked, out, TasksAsked([f"{place}/{task}" for task in tasks], **{"max_tokens": 6, **more}))
 
 
 LETTERS = 'own.jsonl:Regex("[a-m]")'
+
+
+@pytest.fixture(scope="module")
+def evaluated(place: Path) -> Path:
+    """The folder of an evaluation that ended."""
+    measured(place, place / "evaluated", LETTERS)
+    return place / "evaluated"
+
+
+def said(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())["tasks"]
 
 
 def test_all_answer_and_are_verified(place: Path, tmp_path: Path) -> None:
@@ -264,12 +252,12 @@ def test_all_answer_and_are_verified(place: Path, tmp_path: Path) -> None:
         texts = [model.live.vocabulary.text(new.tokens) for new in written]
         right = [any(letter in "abcdefghijklm" for letter in text) for text in texts]
         rights[who] = [float(sum(right[n : n + 3])) for n in range(0, 72, 3)]
-        assert 0 < found["figures"][who]["right"]["value"] == pytest.approx(sum(right) / 72) < 1
+        assert found["figures"][who]["right"]["value"] == pytest.approx(sum(right) / 72) and 0 < sum(right) < 72
         assert found["figures"][who]["right"]["interval"] == interval(rights[who], [3.0] * 24)
         assert found["figures"][who]["pass@3"]["value"] == pytest.approx(np.mean([each > 0 for each in rights[who]]))
         assert [each["answers"][who]["completion"] for each in found["samples"]] == texts[: 16 * 3 : 3]
-    [apart] = found["differences"]
-    assert (apart["of"], apart["less"]) == ("after", "before")
+    apart = found["differences"][-1]
+    assert [(each["of"], each["less"]) for each in found["differences"]] == [("before", "teacher"), ("after", "teacher"), ("after", "before")]
     assert apart["figures"]["right"] == paired(rights["after"], rights["before"], [3.0] * 24)
     [closed] = found["recovered"]
     assert (closed["of"], closed["beside"]) == ("after", "before")
@@ -284,7 +272,7 @@ def test_options_are_also_compared_by_their_likelihood(place: Path, tmp_path: Pa
         prompt = model.vocabulary.prompt({"prompt": f"{row['question']}\nA. one\nB. two\nC. three\nAnswer:"}, lb.Data("x"))
         with torch.no_grad():
             logits_V = model.module(torch.tensor([prompt])).logits[0, -1]
-        said = max(range(3), key=lambda n: float(logits_V[model.vocabulary.ids("ABC"[n])[0]]))  # noqa: B023
+        said = max(range(3), key=lambda n: float(logits_V[model.vocabulary.ids("ABC"[n])[0]]))
         right.append(said == row["answer"])
     assert found["figures"]["after"]["right_by_likelihood"]["value"] == pytest.approx(np.mean(right))
     sure = found["figures"]["after"]["calibration_by_likelihood"]
@@ -295,9 +283,8 @@ class Killed(Exception):
     pass
 
 
-def test_one_that_was_killed_between_two_students_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, wrote = measured(place, tmp_path / "whole", LETTERS), []
-    written = FileExam._written
+def test_one_that_was_killed_between_two_students_goes_on(place: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrote, written = [], FileExam._written
 
     def killed(self, model, places, told):
         wrote.append(Path(model.name).name)
@@ -312,40 +299,43 @@ def test_one_that_was_killed_between_two_students_goes_on(place: Path, tmp_path:
     assert wrote == ["teacher", "before", "after"] and not (tmp_path / "e" / "evaluation.json").exists()
     stop = ""
     wrote.clear()
-    assert measured(place, tmp_path / "e", LETTERS)["tasks"] == whole["tasks"] and wrote == ["after"]
+    assert measured(place, tmp_path / "e", LETTERS)["tasks"] == said(evaluated) and wrote == ["after"]
 
 
-def test_one_that_was_killed_in_the_midst_keeps_whole_blocks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_killed_in_the_midst_goes_on_with_the_next_block(
+    place: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("limbeck.transfer.tasks.AT_ONCE", 10)
-    whole, written, left = measured(place, tmp_path / "whole", LETTERS), FileExam._written, [4]
+    blocks, written = [], FileExam._written
 
     def killed(self, model, places, told):
-        left[0] -= 1
-        if not left[0]:
+        if len(blocks) == 2:
             raise Killed
+        blocks.append((Path(model.name).name, len(places)))
         return written(self, model, places, told)
 
     monkeypatch.setattr(FileExam, "_written", killed)
     with pytest.raises(Killed):
-        measured(place, tmp_path / "e", LETTERS)
-    left[0] = -1
-    left_there = tmp_path / "e" / "tasks" / "own" / "teacher.jsonl"
-    assert len(read_jsonl(left_there)) == 24  # three blocks of the teacher, none of the first student
-    write_jsonl(left_there, read_jsonl(left_there)[:10])
-    assert measured(place, tmp_path / "e", LETTERS)["tasks"] == whole["tasks"] and left[0] == -1 - 2 - 3 - 3
+        measured(place, tmp_path / "e", LETTERS, students=("after",))
+    assert len(read_jsonl(tmp_path / "e" / "tasks" / "own" / "teacher.jsonl")) == 20 and blocks == [("teacher", 10)] * 2
+    blocks[:] = [("done", 0)] * 3
+    found = measured(place, tmp_path / "e", LETTERS, students=("after",))["tasks"]["own"]
+    assert blocks[3:] == [("teacher", 4), ("after", 10), ("after", 10), ("after", 4)]
+    assert found["figures"]["teacher"]["right"] == said(evaluated)["own"]["figures"]["teacher"]["right"]
 
 
-def test_another_verifier_judges_what_was_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = measured(place, tmp_path / "e", LETTERS)["tasks"]["own"]["figures"]
+def test_another_verifier_judges_what_was_written(place: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = said(evaluated)["own"]["figures"]
+    shutil.copytree(evaluated, tmp_path / "e")
     monkeypatch.setattr(FileExam, "_written", None)
     second = measured(place, tmp_path / "e", 'own.jsonl:Regex("")')["tasks"]["own"]["figures"]
     assert second["after"]["right"]["value"] == 1 > first["after"]["right"]["value"] and second["after"]["tokens"] == first["after"]["tokens"]
 
 
-def test_answers_of_other_settings_are_left_alone(place: Path, tmp_path: Path) -> None:
-    measured(place, tmp_path / "e", LETTERS, students=("after",))
+def test_answers_of_other_settings_are_left_alone(place: Path, evaluated: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluated, tmp_path / "e")
     with pytest.raises(CheckpointError, match="holds answers with other max_tokens; give another --out"):
-        measured(place, tmp_path / "e", LETTERS, students=("after",), max_tokens=7)
+        measured(place, tmp_path / "e", LETTERS, max_tokens=7)
 
 
 def test_prompts_that_are_too_long_are_left_out_or_refused(place: Path, tmp_path: Path) -> None:
@@ -367,8 +357,8 @@ def test_a_student_with_less_context_is_wrong_where_it_cannot_read(place: Path, 
     assert found["tasks"]["mixed"]["figures"]["short"]["right"]["value"] == 0.5
 
 
-def test_tables_for_a_terminal(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = measured(place, tmp_path / "e", LETTERS)
+def test_tables_for_a_terminal(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads((evaluated / "evaluation.json").read_text())
     columns, rows = shown(found)[-1]
     assert columns == ["own: Regex(pattern='[a-m]'), 24 prompts", "teacher", "before", "after"]
     assert [row[0] for row in rows] == ["right", "cut", "tokens", "calibration error", "recovered beside before"]
@@ -383,91 +373,9 @@ def test_programs_that_go_on_with_their_prompt_pass(tmp_path: Path) -> None:
     task = one(tmp_path, [PROGRAMS[0], PROGRAMS[0], PROGRAMS[0]])
     exam = FileExam(task, TasksAsked(), Asked("x"), tmp_path / "exam")
     write_json(tmp_path / "exam" / "settings.json", {"rows": [0, 1, 2]})
-    answers = [("    return 2 * x\n\nprint(double(3", False), ("    return 3 * x\n", False), ("Sure:\n```python\ndef double(x):\n    return x + x\n```", True)]
+    fenced = "Sure:\n```python\ndef double(x):\n    return x + x\n```"
+    answers = [("    return 2 * x\n\nprint(double(3", False), ("    return 3 * x\n", False), (fenced, True)]
     write_jsonl(tmp_path / "exam" / "me.jsonl", [
         {"place": n, "answer": 0, "completion_ids": [1], "completion": text, "chat": chat, "ended": True, "confidence": 0.5}
         for n, (text, chat) in enumerate(answers)])  # fmt: skip
     assert [text["right"] for text in exam.outcome("me").texts] == [True, False, True] and exam.outcome("nobody") is None
-
-
-# The harness
-
-
-def test_the_harness_is_asked_for_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(RecipeError, match=r"lm_eval:mmlu is a task of lm-evaluation-harness, which is not installed; pip install 'limbeck\[lm-eval\]'"):
-        TasksAsked(["lm_eval:mmlu"])
-
-
-def test_the_metrics_of_a_prompt() -> None:
-    def sample(n: int, chosen: str, **metrics: object) -> dict:
-        return {"doc_id": n, "filter": chosen, "metrics": list(metrics), "arguments": [("q", "x"), ("q", "y")], "resps": [[(-2.0, False)], [(-1.0, True)]],
-                "target": 1, **metrics}  # fmt: skip
-
-    rows, whole = by_prompt(
-        {"t": [sample(0, "none", acc=1.0, f1=(1, 2)), sample(1, "none", acc=0.0, f1=(0, 1)), sample(0, "loose", acc=1.0), sample(1, "loose", acc=1.0)]},
-        {"t": {"acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.7, "acc,loose": 1.0, "alias": "t"}},
-    )
-    assert rows[0] == {"place": "t:0", "prompt": "q", "completion": "y", "wanted": "1", "metrics": {"acc": 1.0, "acc,loose": 1.0}}
-    assert whole == {"f1": 0.7}
-    assert by_prompt({"t": [sample(0, "none", word=3.0)]}, {"t": {"word,none": 20.1}})[0][0]["metrics"] == {}
-
-
-def test_texts_are_cut_at_the_first_stop() -> None:
-    assert stopped("a\nb.c", [".", "\n"]) == "a" and stopped("ab", "\n") == "ab" and stopped("ab", None) == "ab" and stopped("a.b", ".") == "a"
-
-
-YAML = """task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: {output}
-{more}
-doc_to_text: "{{{{question}}}}\\nAnswer:"
-doc_to_target: answer
-metric_list:
-  - metric: {metric}
-    aggregation: mean
-    higher_is_better: true
-"""
-
-
-@pytest.fixture
-def harness(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
-    files = {"choice": ("multiple_choice", 'doc_to_choice: "{{choices}}"', "acc"), "going": ("generate_until", "generation_kwargs:\n  until: []\n  max_gen_toks: 5",
-             "exact_match")}  # fmt: skip
-    for name, (output, more, metric) in files.items():
-        (place / f"{name}.yaml").write_text(YAML.format(name=name, data=place / "mmlu.jsonl", output=output, more=more, metric=metric))
-    return place
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_harness_says_the_same_of_our_reading_as_of_its_own(harness: Path, tmp_path: Path) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    specs = [f"lm_eval:{harness}/{name}.yaml" for name in ("choice", "going")]
-    subjects = Subjects({"after": lb.Student(str(harness / "after"), dtype="float32")}, lb.Local(str(harness / "teacher"), dtype="float32"))
-    found = evaluate_transfer(subjects, Asked(str(harness / "held.jsonl"), rows=2, max_tokens=4), tmp_path / "e", TasksAsked(specs))
-    for who in ("teacher", "after"):
-        theirs = HFLM(pretrained=str(harness / who), device="cpu", dtype="float32", batch_size=2)
-        known = simple_evaluate(theirs, tasks=[f"{harness}/choice.yaml", f"{harness}/going.yaml"], apply_chat_template=True, bootstrap_iters=0)
-        kept = {name: read_jsonl(tmp_path / "e" / "tasks" / name / f"{who}.jsonl") for name in ("choice", "going")}
-        assert [row["metrics"]["acc"] for row in kept["choice"]] == [each["acc"] for each in known["samples"]["choice"]]
-        assert [row["completion"] for row in kept["going"]] == [each["resps"][0][0] for each in known["samples"]["going"]]
-        right = found["tasks"]["choice"]["figures"][who]["right"]
-        assert right["value"] == pytest.approx(known["results"]["choice"]["acc,none"]) and right["interval"][0] <= right["value"] <= right["interval"][1]
-    assert found["tasks"]["choice"]["verifier"] == "acc" and found["tasks"]["choice"]["shape"] == "lm_eval"
-    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["tasks"] == found["tasks"]
-
-
-def test_tasks_that_the_harness_does_not_know(harness: Path) -> None:
-    with pytest.raises(RecipeError, match=r'no task "gsm8kk"; did you mean "gsm8k'):
-        TasksAsked(["lm_eval:gsm8kk"])
-    with pytest.raises(RecipeError, match="there is no file nowhere.yaml"):
-        TasksAsked(["lm_eval:nowhere.yaml"])

@@ -75,7 +75,8 @@ class HarnessExam(Exam):
 
     def answer(self, who: str, lend: Lend) -> None:
         """By the harness, all of it at once."""
-        settings = {"task": self.task, "rows": self.asked.rows, "max_tokens": self.asked.max_tokens, "seed": self.of.seed, "template": self.of.template}
+        asked = self.asked
+        settings = {"task": self.task, "rows": asked.rows, "max_tokens": asked.max_tokens, "seed": self.of.seed, "template": self.of.template}
         file = self.folder / "settings.json"
         if file.exists() and (changed := [name for name, value in read_json(file).items() if settings.get(name) != value]):
             raise CheckpointError(f"{self.folder} holds answers with other {changed[0]}; give another --out, or remove the folder")
@@ -131,7 +132,9 @@ class HarnessExam(Exam):
         return [{"row": row["place"], "prompt": row["prompt"], "wanted": row["wanted"]} for row in rows]
 
 
-def by_prompt(samples: Mapping[str, Sequence[Mapping[str, Any]]], results: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def by_prompt(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], results: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each prompt with its metrics; and those metrics of single tasks that are no means over prompts, as the harness has them."""
     rows, whole = dict[str, dict[str, Any]](), dict[str, Any]()
     for task, found in samples.items():
@@ -192,7 +195,7 @@ def harness_model(model: "Model", chat: bool, of: Asked, max_tokens: int, what: 
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             with Progress(what, len(requests)).showing() as progress:
-                found = log_likelihoods(model, [pair for _, *pair in requests], of.tokens_per_pass, lambda tokens: progress.advance(0, tokens))
+                found = log_likelihoods(model, [(context, going_on) for _, context, going_on in requests], of.tokens_per_pass, lambda tokens: progress.advance(0, tokens))
                 progress.advance(len(requests))
             return found
 

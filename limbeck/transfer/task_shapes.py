@@ -74,9 +74,11 @@ def _own(rows: Sequence[Row]) -> Verifier:
 
 SHAPES = (
     Shape("HumanEval", ("prompt", "test", "entry_point"), "a program and its tests",
-          lambda row, chat: TO_COMPLETE.format(str(row["prompt"]).strip("\n")) if chat else str(row["prompt"]), lambda rows: UnitTests(), goes_on=True),
+          lambda row, chat: TO_COMPLETE.format(str(row["prompt"]).strip("\n")) if chat else str(row["prompt"]),
+          lambda rows: UnitTests(), goes_on=True),
     Shape("MMLU", ("question", "choices", "answer"), "2 to 26 choices", _choices,
-          lambda rows: MultipleChoice(choices=LETTERS[: max(len(_options(row)) for row in rows)]), lambda row: 2 <= len(_options(row)) <= len(LETTERS)),
+          lambda rows: MultipleChoice(choices=LETTERS[: max(len(_options(row)) for row in rows)]),
+          lambda row: 2 <= len(_options(row)) <= len(LETTERS)),
     Shape("GSM8K", ("question", "answer"), "an answer with `#### 42` at its end",
           lambda row, chat: str(row["question"]), lambda rows: Number(), lambda row: "####" in str(row["answer"])),
     Shape("own", ("prompt", "answer"), "a prompt and its answer", lambda row, chat: str(row["prompt"]), _own),
@@ -124,7 +126,7 @@ class Task:
 
     def wanted(self, row: Row) -> Any:
         """The answer, for people to read."""
-        return row.get(getattr(self.verifier, "column", None) or "answer")
+        return row.get("canonical_solution") if self.shape.goes_on else row.get(getattr(self.verifier, "column", None) or "answer")
 
 
 def read_tasks(specs: Sequence[str], rows: int) -> list[Task]:

@@ -132,23 +132,26 @@ def _exam(spec: str, file: Task | None, asked: TasksAsked, of: Asked, folder: Pa
 
 def _summed_up(exam: Exam, students: Sequence[str]) -> dict[str, Any]:
     outcomes = {who: found for who in (TEACHER, *students) if (found := exam.outcome(who)) is not None}
-    own = [who for who in students if who in outcomes]
+    own, everyone = [who for who in students if who in outcomes], list(outcomes)
     prompts = exam.prompts()
     return {
         "shape": exam.shape, "verifier": exam.verifier, "prompts": len(prompts),
         "figures": {who: {**_figures(found.sums), **found.more} for who, found in outcomes.items()},
         "differences": [{"of": mine, "less": theirs, "figures": _differences(outcomes[mine].sums, outcomes[theirs].sums)}
-                        for place, mine in enumerate(own) for theirs in own[:place]],
+                        for place, mine in enumerate(everyone) for theirs in everyone[:place]],
         "recovered": _recovered(outcomes, own, exam.main) if TEACHER in outcomes else [],
         "samples": [{**prompt, "answers": {who: found.texts[n] for who, found in outcomes.items()}} for n, prompt in enumerate(prompts[:SHOWN])],
     }  # fmt: skip
 
 
-def _figures(sums: Mapping[str, tuple[Array, Array]]) -> dict[str, Any]:
-    return {name: {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B)} for name, (sums_B, counts_B) in sums.items()}
+Sums = Mapping[str, tuple[Array, Array]]
 
 
-def _differences(mine: Mapping[str, tuple[Array, Array]], theirs: Mapping[str, tuple[Array, Array]]) -> dict[str, Any]:
+def _figures(sums: Sums) -> dict[str, Any]:
+    return {name: {"value": float(of_B.sum() / counts_B.sum()), "interval": interval(of_B, counts_B)} for name, (of_B, counts_B) in sums.items()}
+
+
+def _differences(mine: Sums, theirs: Sums) -> dict[str, Any]:
     return {name: paired(mine[name][0], theirs[name][0], mine[name][1], theirs[name][1]) for name in mine if name in theirs}
 
 
@@ -157,8 +160,9 @@ def _recovered(outcomes: Mapping[str, Outcome], students: Sequence[str], main: S
     found = list[dict[str, Any]]()
     for who in students:
         for beside in beside_whom(who, students):
-            sums = [outcomes[each].sums for each in (who, beside, TEACHER)]
-            figures = {name: recovered(*(each[name][0] for each in sums), sums[0][name][1]) for name in main if all(name in each for each in sums)}
+            mine, theirs, best = (outcomes[each].sums for each in (who, beside, TEACHER))
+            known = [name for name in main if name in mine and name in theirs and name in best]
+            figures = {name: recovered(mine[name][0], theirs[name][0], best[name][0], mine[name][1]) for name in known}
             found.append({"of": who, "beside": beside, "figures": figures})
     return found
 
@@ -215,7 +219,8 @@ class FileExam(Exam):
         """The rows that are answered. Raises CheckpointError where this folder holds answers of something else."""
         asked = [self.task.asked(row, True) for row in self.task.rows]
         print_of = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        settings = {"prompts": print_of, "each": self.of.each, "max_tokens": self.asked.max_tokens, "seed": self.of.seed, "template": self.of.template}
+        settings: dict[str, Any] = {"prompts": print_of, "each": self.of.each, "max_tokens": self.asked.max_tokens, "seed": self.of.seed,
+                                    "template": self.of.template}  # fmt: skip
         file = self.folder / "settings.json"
         if file.exists():
             there = read_json(file)
@@ -271,8 +276,8 @@ class FileExam(Exam):
         file = self.folder / "settings.json"
         places = read_json(file)["rows"] if file.exists() else []
         rows = [(place, self.task.rows[place]) for place in places]
-        if len(places) < len(self.task.rows):
-            self.missing.append(f"{self.name}: {len(self.task.rows) - len(places)} of {len(self.task.rows)} prompts are not within the context, and left out")
+        if left := len(self.task.rows) - len(places):
+            self.missing.append(f"{self.name}: {left} of {len(self.task.rows)} prompts are not within the context, and left out")
         return [{"row": place, "prompt": self.task.told(row)["prompt"], "wanted": self.task.wanted(row)} for place, row in rows]
 
     def outcome(self, who: str) -> Outcome | None:
@@ -284,6 +289,7 @@ class FileExam(Exam):
             self.missing.append(f"{self.name}: {len(silent)} prompts are not within the context of {who}, and count as wrong")
         told = [self.task.told(self.task.rows[row["place"]]) for row in kept]
         rewards = self.judge.judge([self.task.read(row["completion"], row["chat"]) for row in kept], told)
+        rewards = [reward if row["completion_ids"] else 0.0 for reward, row in zip(rewards, kept, strict=True)]
         found = of_answers(kept, rewards, self.of.each)
         for each, sums in self._by_likelihood(who).items():
             (found.more if each == "calibration_by_likelihood" else found.sums)[each] = sums
