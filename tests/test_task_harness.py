@@ -91,19 +91,35 @@ metric_list:
 """
 
 
+ROLLING = """task: rolling
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: byte_perplexity
+"""
+
+
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("lm_eval")
     place = tmp_path
     toys.jsonl(place / "held.jsonl", toys.rows(2))
     toys.jsonl(place / "mmlu.jsonl", ROWS)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(place / "cache"))
     for seed, name in enumerate(("teacher", "after")):  # no rows of the head beyond the tokens: theirs would write them
         toys.folder(place / f"whole-{name}", seed=seed, rows=258)
     going = "generation_kwargs:\n  until: []\n  max_gen_toks: 5"
     files = {"choice": ("multiple_choice", 'doc_to_choice: "{{choices}}"', "acc"), "going": ("generate_until", going, "exact_match")}
     for name, (output, more, metric) in files.items():
         (place / f"{name}.yaml").write_text(YAML.format(name=name, data=place / "mmlu.jsonl", output=output, more=more, metric=metric))
+    toys.jsonl(place / "texts.jsonl", [{"text": "red green blue " * n} for n in range(1, 9)])
+    (place / "rolling.yaml").write_text(ROLLING.format(data=place / "texts.jsonl"))
     return place
 
 
@@ -112,18 +128,22 @@ def test_the_harness_says_the_same_of_our_reading_as_of_its_own(harness: Path, t
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    specs = [f"lm_eval:{harness}/{name}.yaml" for name in ("choice", "going")]
+    specs = [f"lm_eval:{harness}/{name}.yaml" for name in ("choice", "going", "rolling")]
     teacher = lb.Local(str(harness / "whole-teacher"), dtype="float32")
     subjects = Subjects({"after": lb.Student(str(harness / "whole-after"), dtype="float32")}, teacher)
     found = evaluate_transfer(subjects, Asked(str(harness / "held.jsonl"), rows=2, max_tokens=4), tmp_path / "e", TasksAsked(specs))
     for who in ("teacher", "after"):
         theirs = HFLM(pretrained=str(harness / f"whole-{who}"), device="cpu", dtype="float32", batch_size=2)
-        known = simple_evaluate(theirs, tasks=[f"{harness}/choice.yaml", f"{harness}/going.yaml"], apply_chat_template=True, bootstrap_iters=0)
+        known = simple_evaluate(
+            theirs, tasks=[f"{harness}/{name}.yaml" for name in ("choice", "going", "rolling")], apply_chat_template=True, bootstrap_iters=0
+        )
         kept = {name: read_jsonl(tmp_path / "e" / "tasks" / name / f"{who}.jsonl") for name in ("choice", "going")}
         assert [row["metrics"]["acc"] for row in kept["choice"]] == [each["acc"] for each in known["samples"]["choice"]]
         assert [row["completion"] for row in kept["going"]] == [each["resps"][0][0] for each in known["samples"]["going"]]
         right = found["tasks"]["choice"]["figures"][who]["right"]
         assert right["value"] == pytest.approx(known["results"]["choice"]["acc,none"])
+        whole = found["tasks"]["rolling"]["figures"][who]["byte_perplexity"]
+        assert whole == {"value": pytest.approx(known["results"]["rolling"]["byte_perplexity,none"], rel=1e-4), "interval": None}
     assert found["tasks"]["choice"]["verifier"] == "acc" and found["tasks"]["choice"]["shape"] == "lm_eval"
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["tasks"] == found["tasks"]
 

@@ -195,7 +195,8 @@ def harness_model(model: "Model", chat: bool, of: Asked, max_tokens: int, what: 
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             with Progress(what, len(requests)).showing() as progress:
-                found = log_likelihoods(model, [(context, going_on) for _, context, going_on in requests], of.tokens_per_pass, lambda tokens: progress.advance(0, tokens))
+                pairs = [(context, going_on) for _, context, going_on in requests]
+                found = log_likelihoods(model, pairs, of.tokens_per_pass, lambda tokens: progress.advance(0, tokens))
                 progress.advance(len(requests))
             return found
 
