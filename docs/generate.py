@@ -38,6 +38,7 @@ import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
 import measured_layers  # noqa: E402
 import measured_exercises  # noqa: E402
+import measured_tasks  # noqa: E402
 from measured import table  # noqa: E402
 
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
@@ -265,6 +266,7 @@ def block(name: str) -> str:
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
         "digits": measured.digits, "export_gguf": measured.export_gguf, "plan": measured.plan,
+        "tasks": measured_tasks.tasks,
         **measured_arithmetic.TABLES,
         **measured_layers.TABLES,
         **measured_exercises.TABLES,

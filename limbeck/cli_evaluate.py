@@ -20,6 +20,10 @@ def evaluate(
     each: Annotated[int, typer.Option(help="Answers to a prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Of what is written.")] = 0,
+    tasks: Annotated[list[str] | None, typer.Option(help="A file of prompts with answers, `FILE:VERIFIER`, or `lm_eval:NAME`; may be given "
+                                                         "several times.")] = None,
+    task_rows: Annotated[int, typer.Option(help="How many prompts of each task to take.")] = 64,
+    task_max_tokens: Annotated[int, typer.Option(help="Of an answer to a task.")] = 256,
     acceptance: Annotated[bool, typer.Option("--acceptance", help="Measure how well --draft serves --target: acceptance, costs, speed.")] = False,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Print text of the pair, what was proposed in colour.")] = False,
     target: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
@@ -33,16 +37,18 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure what transferred: teacher, student before and after and baselines, on held-out text and on their own; or how well a draft serves."""
     if acceptance or show_drafts or target or draft:
-        return _drafts(target, draft, bool(runs or student or teacher), data, rows, (max_tokens, temperature, top_p), dtype, gamma,
+        return _drafts(target, draft, bool(runs or student or teacher or tasks), data, rows, (max_tokens, temperature, top_p), dtype, gamma,
                        (acceptance or not show_drafts, show_drafts), out)  # fmt: skip
     from limbeck.transfer.measure import evaluate_transfer
     from limbeck.transfer.rows import Asked
     from limbeck.transfer.subjects import asked_for
     from limbeck.transfer.summary import shown
+    from limbeck.transfer.tasks import TasksAsked
 
+    judged = TasksAsked(tuple(tasks or ()), task_rows, task_max_tokens)
     subjects = asked_for(runs or [], student, teacher, baselines)
     folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
-    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder)
+    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged)
     for columns, lines in shown(found):
         show_table(columns, lines)
     print("\n".join([*(f"missing: {each}" for each in found["missing"]), f"evaluation: {folder / 'evaluation.json'}"]))
@@ -56,7 +62,7 @@ def _drafts(
     from limbeck.drafts import evaluate_pair
 
     if not (target and draft) or others:
-        raise RecipeError("drafts are evaluated in pairs: give --target and --draft, and neither runs nor --student nor --teacher")
+        raise RecipeError("drafts are evaluated in pairs: give --target and --draft, and neither runs nor --student nor --teacher nor --tasks")
     found = evaluate_pair(target, draft, data, rows, Sampling(*sampling), cast(Any, dtype), gamma, *what, out)
     for prompt, text in found.texts:
         show_table(["", prompt], [["", text]])

@@ -48,7 +48,7 @@ def paired(mine_B: Numbers, theirs_B: Numbers, counts_B: Numbers, their_counts_B
 def recovered(student_B: Numbers, baseline_B: Numbers, teacher_B: Numbers, counts_B: Numbers, seed: int = 0) -> dict[str, Any]:
     """The share of the gap between baseline and teacher that the student closed: (student - baseline) / (teacher - baseline).
 
-    interval: None, and `why` in words, where the gap itself may be nothing: its interval holds 0.
+    interval: None, and `why` in words, where the gap itself may be nothing: its interval holds 0, or it is 0 in a resample.
     """
     gap = paired(teacher_B, baseline_B, counts_B, seed=seed)
     if gap["interval"][0] <= 0 <= gap["interval"][1]:
@@ -56,8 +56,10 @@ def recovered(student_B: Numbers, baseline_B: Numbers, teacher_B: Numbers, count
         return {"value": None, "interval": None, "why": f"there is no sure gap to close: {low:.3g} to {high:.3g} holds 0"}
     student, baseline, teacher = (np.asarray(each, float) for each in (student_B, baseline_B, teacher_B))
     chosen, above, below = drawn(len(student), seed), student - baseline, teacher - baseline
-    value = above.sum() / below.sum()
-    return {"value": float(value), "interval": bounds(value, above[chosen].sum(1) / below[chosen].sum(1), above - value * below)}
+    value, below_R = above.sum() / below.sum(), below[chosen].sum(1)
+    if none := int((below_R == 0).sum()):
+        return {"value": None, "interval": None, "why": f"there is no sure gap to close: it is 0 in {none} of {RESAMPLES:,} resamples"}
+    return {"value": float(value), "interval": bounds(value, above[chosen].sum(1) / below_R, above - value * below)}
 
 
 def bounds(estimate: float, resampled_R: Array, lean_B: Array) -> list[float]:

@@ -24,6 +24,7 @@ from limbeck.targets import Targets
 from limbeck.teachers import Silent, Teacher
 from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.subjects import TEACHER, Subjects
+from limbeck.transfer.tasks import Tasks, TasksAsked
 from limbeck.transfer.tokens import heard, table
 from limbeck.vocabulary import Vocabulary
 
@@ -39,8 +40,9 @@ AT_ONCE = 32
 class Transfer:
     """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path) -> None:
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> None:
         self.subjects, self.asked, self.out = subjects, asked, out
+        self.tasks = Tasks(tasks or TasksAsked(), asked, out)
         self.missing = list(subjects.missing)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
@@ -100,21 +102,22 @@ class Transfer:
         if isinstance(self.teacher, Silent):
             return self.missing.append("no teacher: figures are of the students alone; give one with --teacher")
         lend: Callable[..., Any] | None = getattr(self.teacher, "lend", None)
-        if not self.rows.prompts:
+        if not (self.rows.prompts or self.tasks.exams):
             return None
         if lend is None or self.teacher.opened is None:
             return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
-        if not self._writes(TEACHER, self.teacher.opened):
-            return None
-        self._write(TEACHER, lambda prompts, told: lend(
-            lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
-        self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
+        if self._writes(TEACHER, self.teacher.opened):
+            self._write(TEACHER, lambda prompts, told: lend(
+                lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
+            self.tasks.answer(TEACHER, lend)
+            self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
 
     def _measure(self, name: str, student: Student) -> None:
         """One student on the data's text, the teacher's and its own."""
-        if self.rows.prompts and self._writes(name, student.live):
+        if (self.rows.prompts or self.tasks.exams) and self._writes(name, student.live):
             self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
             self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
+            self.tasks.answer(name, student.lend)
         for text in (GIVEN, TEACHER, OWN):
             if texts := self.texts(text, name):
                 self._table(name, text, texts, student)
@@ -187,7 +190,7 @@ def _sizes(model: "OpenModel") -> dict[str, int]:
             "kept_bytes_per_token": shape.layers * shape.keys_values * size}  # fmt: skip
 
 
-def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
+def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> dict[str, Any]:
     """Measure all of it into `out`; what `evaluation.json` holds.
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
@@ -195,7 +198,7 @@ def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, 
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out)
+        transfer = Transfer(subjects, asked, out, tasks)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)

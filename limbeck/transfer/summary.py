@@ -9,6 +9,7 @@ from limbeck.transfer.diversity import diversity
 from limbeck.transfer.figures import as_teacher, by_position, differences, figures
 from limbeck.transfer.measure import GIVEN, OWN, Transfer, file_name
 from limbeck.transfer.subjects import TEACHER
+from limbeck.transfer.tasks import tables as task_tables
 from limbeck.transfer.tokens import Tokens
 
 
@@ -18,9 +19,10 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
     tables = {
         name: {text: Tokens.read(folder) for text in (GIVEN, TEACHER, OWN) if (folder := transfer.folder(name, text)).exists()} for name in names
     }
+    tasks = transfer.tasks.summed_up(names)  # it finds out what is missing
     return {
         "settings": read_json(transfer.out / "settings.json"),
-        "missing": list(dict.fromkeys(transfer.missing)),
+        "missing": list(dict.fromkeys([*transfer.missing, *transfer.tasks.missing])),
         "speeds": read_json(known) if known.exists() else {},
         "figures": _figures(tables),
         "differences": _differences(tables),
@@ -28,6 +30,7 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
         "calibration": _calibration(tables),
         "diversity": {who: found for who in (TEACHER, *names) if (found := _diversity(transfer, who))},
         "samples": _samples(transfer, names),
+        "tasks": tasks,
     }  # fmt: skip
 
 
@@ -102,7 +105,7 @@ def shown(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
         keys = dict.fromkeys(key for each in by_who.values() for key in each)
         rows = [[key, *(_cell(each.get(key)) for each in by_who.values())] for key in keys]
         tables += [([title, *by_who], rows)] if rows else []
-    return tables
+    return tables + task_tables(found["tasks"])
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
