@@ -28,6 +28,7 @@ from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from limbeck.opened import OpenModel
+    from limbeck.transfer.robustness import Robustness
 
 GIVEN, OWN = "given", "own"
 """Texts beside the teacher's: the data's completions, and what each student wrote itself."""
@@ -38,8 +39,8 @@ AT_ONCE = 32
 class Transfer:
     """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path) -> None:
-        self.subjects, self.asked, self.out = subjects, asked, out
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path, robustness: "Robustness | None" = None) -> None:
+        self.subjects, self.asked, self.out, self.robustness = subjects, asked, out, robustness
         self.missing = list(subjects.missing)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
@@ -62,6 +63,8 @@ class Transfer:
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
             self._measure(name, student)
+            if self.robustness:
+                self.robustness.measure(self, name, student)
             del student
             gc.collect()  # models refer to themselves; their memory is wanted for the next
 
@@ -180,15 +183,15 @@ class Transfer:
         write_json(file, known)
 
 
-def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
-    """Measure all of it into `out`; what `evaluation.json` holds.
+def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path, robustness: "Robustness | None" = None) -> dict[str, Any]:
+    """Measure all of it into `out`; what `evaluation.json` holds. robustness: measure also under edited prompts.
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out)
+        transfer = Transfer(subjects, asked, out, robustness)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)
