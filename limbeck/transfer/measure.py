@@ -40,8 +40,9 @@ class Transfer:
     """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
 
     def __init__(self, subjects: Subjects, asked: Asked, out: Path, robustness: "Robustness | None" = None) -> None:
-        self.subjects, self.asked, self.out, self.robustness = subjects, asked, out, robustness
+        self.subjects, self.asked, self.out = subjects, asked, out
         self.missing = list(subjects.missing)
+        self.robustness = robustness and robustness.begun(self)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
         self._teacher: Teacher | None = None
@@ -64,7 +65,7 @@ class Transfer:
                 self._teacher_writes(student)
             self._measure(name, student)
             if self.robustness:
-                self.robustness.measure(self, name, student)
+                self.robustness.measure(name, student)
             del student
             gc.collect()  # models refer to themselves; their memory is wanted for the next
 

@@ -6,7 +6,8 @@ the edit `another`: the prompt of another row. OUT/robustness/EDIT.jsonl (edited
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from limbeck.batch import Text
@@ -45,7 +46,7 @@ class Answer:
         return Text.answered(self.prompt, self.completion, {"row": self.row})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Robustness:
     """What to measure. edits: names or kinds of edits, all by default. other: data of another kind. adversarial: steps of a search for a suffix.
     longer: tokens of unrelated text before a prompt.
@@ -57,67 +58,83 @@ class Robustness:
     other: str | None = None
     adversarial: int = 0
     longer: int = 256
-    names: tuple[str, ...] = field(init=False)
-    missing: list[str] = field(init=False, default_factory=list[str])
-    answers: list[Answer] = field(init=False, default_factory=list[Answer])
-    text: str | None = field(init=False, default=None)
-    _texts: dict[str, list[Text]] = field(init=False, default_factory=dict[str, list[Text]])
-    _made: dict[str, list[dict[str, Any]]] = field(init=False, default_factory=dict[str, list[dict[str, Any]]])
-    _heard: dict[str, list[Targets]] = field(init=False, default_factory=dict[str, list[Targets]])
-    _ready: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.names = chosen(self.edits)
+        _ = self.names
         if self.longer < 1 or self.adversarial < 0:
             raise RecipeError(f"a longer context has at least 1 token and a search no fewer than 0 steps, found {self.longer} and {self.adversarial}")
 
-    def measure(self, transfer: Transfer, name: str, student: Student) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the edits, in the order in which they are shown."""
+        return chosen(self.edits)
+
+    def begun(self, transfer: Transfer) -> "UnderEdits":
+        """The work, as a part of an evaluation."""
+        return UnderEdits(self, transfer)
+
+
+class UnderEdits:
+    """Robustness under way: edited prompts made once, then one student after the other."""
+
+    def __init__(self, asked: Robustness, transfer: Transfer) -> None:
+        self.asked, self.transfer = asked, transfer
+        self.missing = list[str]()
+        self.answers = list[Answer]()
+        self.text: str | None = None
+        self._texts = dict[str, list[Text]]()
+        self._made = dict[str, list[dict[str, Any]]]()
+        self._heard = dict[str, list[Targets]]()
+        self._ready = False
+
+    def measure(self, name: str, student: Student) -> None:
         """One student under every edit."""
         if not self._ready:
-            self._prepare(transfer, student)
+            self._prepare(student)
             self._ready = True
         for edit, texts in self._texts.items():
-            if not self._folder(transfer, name, edit).exists():
-                said = self._said(transfer, edit, texts)
-                read = table(texts, student, said, transfer.asked.tokens_per_pass, f"{name}, {edit}", temperatures=())
-                read.save(self._folder(transfer, name, edit))
-        if self.adversarial and self.answers:
-            self._miss(searched(transfer, name, student, self.answers, self.adversarial))
+            if not self._folder(name, edit).exists():
+                read = table(texts, student, self._said(edit, texts), self.transfer.asked.tokens_per_pass, f"{name}, {edit}", temperatures=())
+                read.save(self._folder(name, edit))
+        if self.asked.adversarial and self.answers:
+            self._miss(searched(self.transfer, name, student, self.answers, self.asked.adversarial))
 
     def _miss(self, why: str | None) -> None:
         if why:
             self.missing.append(f"robustness: {why}")
 
-    def _prepare(self, transfer: Transfer, student: Student) -> None:
+    def _prepare(self, student: Student) -> None:
         """The texts of every edit, made once, and kept as they were read."""
-        self.text, self.answers = answers_of(transfer, student)
-        self._miss(self._without(transfer))
-        longest = min(transfer.asked.context, student.live.context)
+        if not self.transfer.teacher.hears:
+            return self._miss(f"{self.transfer.teacher.name} says nothing about prompts that it was not shown; give the model itself")
+        self.text, self.answers = answers_of(self.transfer, student)
+        self._miss(self._without())
         if self.answers:
             self._texts[CLEAN] = [answer.clean for answer in self.answers]
-            known = edits(self.longer, lambda text: len(student.live.vocabulary.ids(text)))
-            for name in self.names:
-                self._add(transfer, student, name, self._edited(known[name], transfer.asked.seed), longest)
-            self._add(transfer, student, ANOTHER, self._exchanged(), longest)
-        if self.other:
-            self._texts[OTHER], why = other_texts(transfer, student, self.other, self.text)
+            known = edits(self.asked.longer, lambda text: len(student.live.vocabulary.ids(text)))
+            for name in self.asked.names:
+                self._add(student, name, self._edited(known[name]))
+            self._add(student, ANOTHER, self._exchanged())
+        if self.asked.other:
+            texts, why = other_texts(self.transfer, student, self.asked.other, self.text)
             self._miss(why)
-            if not self._texts[OTHER]:
-                del self._texts[OTHER]
+            self._texts |= {OTHER: texts} if texts else {}
 
-    def _without(self, transfer: Transfer) -> str | None:
+    def _without(self) -> str | None:
         """Rows that nothing can be edited of, in words."""
-        if not transfer.rows.prompts:
+        count = len(self.transfer.rows.prompts)
+        if not count:
             return "no row has a prompt, so that nothing can be edited"
         if self.text is None:
             return "neither the data nor a teacher has answers to read after edited prompts; give completions, or a teacher that writes"
-        few, tokens = len(transfer.rows.prompts) - len(self.answers), sum(answer.asked is None for answer in self.answers)
-        said = [f"{few} of {len(transfer.rows.prompts)} prompts have no answer"] if few else []
+        few, tokens = count - len(self.answers), sum(answer.asked is None for answer in self.answers)
+        said = [f"{few} of {count} prompts have no answer"] if few else []
         said += [f"{tokens} of {len(self.answers)} prompts have no user's turn of text to edit"] if tokens else []
         return ", and ".join(said) or None
 
-    def _edited(self, edit: Edit, seed: int) -> list[str | None]:
+    def _edited(self, edit: Edit) -> list[str | None]:
         """The user's turn of each answer under an edit; None where there is none."""
+        seed = self.transfer.asked.seed
         return [None if answer.asked is None else edit.edited(answer.asked, seed, answer.row) for answer in self.answers]
 
     def _exchanged(self) -> list[str | None]:
@@ -125,9 +142,9 @@ class Robustness:
         every = [answer.asked for answer in self.answers]
         return [next((other for other in every[place + 1 :] + every[:place] if other not in (None, own)), None) for place, own in enumerate(every)]
 
-    def _add(self, transfer: Transfer, student: Student, name: str, asked: Sequence[str | None], longest: int) -> None:
+    def _add(self, student: Student, name: str, asked: Sequence[str | None]) -> None:
         """The texts of an edit: of the prompts that it changes and that leave room for their answers."""
-        rows, long = list[dict[str, Any]](), 0
+        rows, long, longest = list[dict[str, Any]](), 0, min(self.transfer.asked.context, student.live.context)
         for place, (answer, text) in enumerate(zip(self.answers, asked, strict=True)):
             if text is None or text == answer.asked:
                 continue
@@ -141,46 +158,45 @@ class Robustness:
             self._miss(f"{name}: {long} of {len(self.answers)} prompts leave no room for their answers within {longest} tokens{more}")
         if not rows:
             return self._miss(None if long else f"{name}: changes no prompt")
-        self._keep(transfer, name, rows)
+        self._keep(name, rows)
         self._made[name] = rows
         self._texts[name] = [replace(self.answers[each["sequence"]], prompt=each["prompt_ids"]).clean for each in rows]
 
-    def _keep(self, transfer: Transfer, name: str, rows: list[dict[str, Any]]) -> None:
+    def _keep(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write edited prompts for people to read. Raises CheckpointError where others were measured in this folder."""
-        file = transfer.out / "robustness" / f"{name}.jsonl"
+        file = self.transfer.out / "robustness" / f"{name}.jsonl"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(file, rows)
         elif read_jsonl(file) != rows:
-            raise CheckpointError(f"{transfer.out} holds prompts that were edited otherwise ({name}); give another --out, or remove it")
+            raise CheckpointError(f"{self.transfer.out} holds prompts that were edited otherwise ({name}); give another --out, or remove it")
 
-    def _folder(self, transfer: Transfer, name: str, edit: str) -> Any:
+    def _folder(self, name: str, edit: str) -> Path:
         """Where a table lies; the clean one is that of the data's or the teacher's text where it is of the same texts."""
-        if edit == CLEAN and self.text is not None and _same(transfer.texts(self.text, name), self._texts[CLEAN]):
-            return transfer.folder(name, self.text)
-        return transfer.folder(name, edit)
+        if edit == CLEAN and self.text is not None and _same(self.transfer.texts(self.text, name), self._texts[CLEAN]):
+            return self.transfer.folder(name, self.text)
+        return self.transfer.folder(name, edit)
 
-    def _said(self, transfer: Transfer, edit: str, texts: list[Text]) -> list[Targets]:
+    def _said(self, edit: str, texts: list[Text]) -> list[Targets]:
         """What the teacher says of an edit's texts; kept for as long as another student waits for it."""
-        found = self._heard.pop(edit, None) or heard(texts, transfer.teacher, transfer.asked.tokens_per_pass, edit)
-        if sum(not self._folder(transfer, name, edit).exists() for name in transfer.subjects.students) > 1:
+        found = self._heard.pop(edit, None) or heard(texts, self.transfer.teacher, self.transfer.asked.tokens_per_pass, edit)
+        if sum(not self._folder(name, edit).exists() for name in self.transfer.subjects.students) > 1:
             self._heard[edit] = found
         return found
 
-    def found(self, transfer: Transfer) -> dict[str, Any]:
+    def found(self) -> dict[str, Any]:
         """The figures of all edits and students, what was kept, what the search found, and what is missing."""
-        tables = {name: self._tables(transfer, name) for name in transfer.subjects.students}
-        known = {name: edit for name, edit in edits(self.longer, len).items() if name in self._made}
+        tables = {name: self._tables(name) for name in self.transfer.subjects.students}
+        known = {name: edit for name, edit in edits(self.asked.longer, len).items() if name in self._made}
         described = {name: {"kind": edit.kind, "what": edit.what, "prompts": len(self._made[name]), "example": self._made[name][0]["asked"]}
                      for name, edit in known.items()}  # fmt: skip
         return {
             "text": self.text, "prompts": len(self.answers), "missing": list(dict.fromkeys(self.missing)), "edits": described,
             "figures": self._figures(tables), "kept": {name: kept for name, each in tables.items() if (kept := self._kept(each))},
-            "adversarial": results(transfer) if self.adversarial else {},
+            "adversarial": results(self.transfer) if self.asked.adversarial else {},
         }  # fmt: skip
 
-    def _tables(self, transfer: Transfer, name: str) -> dict[str, Tokens]:
-        places = {edit: self._folder(transfer, name, edit) for edit in self._texts}
+    def _tables(self, name: str) -> dict[str, Tokens]:
+        places = {edit: self._folder(name, edit) for edit in self._texts}
         return {edit: Tokens.read(folder) for edit, folder in places.items() if folder.exists()}
 
     def _sequences(self, edit: str) -> list[int]:
@@ -281,7 +297,8 @@ def shown(found: Mapping[str, Any] | None) -> list[tuple[list[str], list[list[st
     """Tables for a terminal, one for each student: a row for each edit, in nats a token."""
     if found is None:
         return []
-    return [_table(name, found, kept) for name, kept in found["kept"].items()] + suffixes(found["adversarial"])
+    names = list(dict.fromkeys(name for by_who in found["figures"].values() for name in by_who if name != TEACHER))
+    return [_table(name, found, found["kept"].get(name, {})) for name in names] + suffixes(found["adversarial"])
 
 
 def _table(name: str, found: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

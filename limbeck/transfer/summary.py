@@ -28,7 +28,7 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
         "calibration": _calibration(tables),
         "diversity": {who: found for who in (TEACHER, *names) if (found := _diversity(transfer, who))},
         "samples": _samples(transfer, names),
-        **({"robustness": transfer.robustness.found(transfer)} if transfer.robustness else {}),
+        **({"robustness": transfer.robustness.found()} if transfer.robustness else {}),
     }  # fmt: skip
 
 
