@@ -30,6 +30,7 @@ from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
 from limbeck.recipe import Names, Recipe
 from limbeck.sources import DataSets
+from limbeck.transfer.edits import edits
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -251,6 +252,16 @@ def _flow(value: Any) -> str:
     return "{" + ", ".join(f"{k}: {_flow(v) if isinstance(v, dict) else v}" for k, v in value.items()) + "}"
 
 
+ASKED = "What makes the tides rise and fall twice a day, and who measured it in 1845?"
+
+
+def prompt_edits() -> str:
+    """Every edit of a prompt with one example; the longer context is cut to 12 words here, and a line's end shown as such."""
+    rows = [[f"`{edit.name}`", f"`{edit.kind}`", edit.what, edit.edited(ASKED, 0, 0).replace("\n", " ⏎ ")]
+            for edit in edits(12, lambda text: len(text.split())).values()]  # fmt: skip
+    return table(["edit", "kind", "what", "example"], rows).replace("12 tokens of unrelated", "tokens of unrelated")
+
+
 def block(name: str) -> str:
     """The text of a generated block. Raises KeyError for a name that is none."""
     what, _, which = name.partition(" ")
@@ -262,7 +273,7 @@ def block(name: str) -> str:
         "across_tokenizers": measured.across_tokenizers, "across_terms": measured.across_terms,
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
-        "digits": measured.digits,
+        "digits": measured.digits, "edits": prompt_edits,
         **measured_arithmetic.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
