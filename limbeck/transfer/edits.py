@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,12 +21,13 @@ from limbeck.errors import RecipeError, did_you_mean
 
 Random = np.random.Generator
 Edited = Callable[[str, Random], str]
+Place = TypeVar("Place")
 
 TYPO_RATE = 0.05
 """One letter in twenty."""
 LOOK_ALIKE_RATE = 0.1
-CUT_SHARE = 1 / 3
-"""Of the words, at the end."""
+WIDE_SHARE, CUT_SHARE = 1 / 3, 1 / 3
+"""Of the words: in full width; cut at the end."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Edit:
 # Typos
 
 
-def _places(found: Sequence[int], rate: float, random: Random) -> list[int]:
+def _places(found: Sequence[Place], rate: float, random: Random) -> list[Place]:
     """So many of these places, drawn, at least one where there are any."""
     return [found[int(n)] for n in random.permutation(len(found))[: max(1, round(rate * len(found)))]] if found else []
 
@@ -224,9 +226,13 @@ def other_digits(text: str, random: Random) -> str:
     return text.translate(str.maketrans(DIGITS))
 
 
-def full_width(text: str, random: Random) -> str:
-    """Every letter, digit and mark of ASCII in its full-width form; blanks stay."""
-    return text.translate(str.maketrans(FULL_WIDTH))
+def full_width(text: str, random: Random, share: float = WIDE_SHARE) -> str:
+    """Some words in their full-width form, as far as they are ASCII; not all, since a letter then takes three bytes, often as many tokens."""
+    words = [word.span() for word in re.finditer(r"\S+", text) if set(word.group()) & FULL_WIDTH.keys()]
+    made = list(text)
+    for first, last in _places(words, share, random):
+        made[first:last] = [FULL_WIDTH.get(letter, letter) for letter in text[first:last]]
+    return "".join(made)
 
 
 # Truncation
@@ -256,7 +262,7 @@ def edits(tokens: int, count: Callable[[str], int]) -> dict[str, Edit]:
         Edit("long-context", "context", f"{tokens} tokens of unrelated text before it", partial(longer, tokens=tokens, count=count)),
         Edit("look-alikes", "script", "letters replaced by others that look the same (Cyrillic), one in ten", look_alikes),
         Edit("other-digits", "script", "every digit in Arabic-Indic", other_digits),
-        Edit("full-width", "script", "every letter, digit and mark in its full-width form", full_width),
+        Edit("full-width", "script", "one word in three in its full-width form", full_width),
         Edit("truncated", "truncation", "without its last words, a third of them", truncated),
     ]
     return {edit.name: edit for edit in made}
