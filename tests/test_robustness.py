@@ -283,6 +283,13 @@ def test_the_search_beats_random_suffixes_on_prompts_it_never_saw(place: Path) -
     assert found["sequences_read"] <= 4 * (1 + 12 * 8) and found["aim"] == "kl_nats" and set(found["lost"]) == {"student", "teacher"}
 
 
+def test_a_vocabulary_that_gives_no_suffix_back_is_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Search, "is_typed", lambda self, suffix: False)
+    monkeypatch.setattr("limbeck.transfer.adversarial.TRIES", 3)
+    robust = evaluated(place, Robustness(("upper",), adversarial=1), out="untyped")["robustness"]
+    assert robust["adversarial"] == {} and "none of 3 random suffixes of 8 tokens" in robust["missing"][-1]
+
+
 def test_a_search_goes_on_where_it_was_stopped(place: Path) -> None:
     whole = evaluated(place, Robustness(("upper",), adversarial=4), out="four")["robustness"]["adversarial"]
     evaluated(place, Robustness(("upper",), adversarial=2), out="two and two")

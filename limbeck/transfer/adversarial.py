@@ -45,6 +45,7 @@ READ = 32
 """Tokens of each answer that are read in the search; the measurement reads all."""
 CONTROLS = 8
 """Random suffixes of the same length."""
+TRIES = 10_000
 
 
 @dataclass
@@ -88,11 +89,12 @@ class Search:
         return self.vocabulary.ids(self.vocabulary.text(suffix)) == suffix
 
     def drawn(self, random: np.random.Generator) -> list[int]:
-        """A random suffix."""
-        while True:
+        """A random suffix. Raises VocabularyError where none of many is cut into the same tokens again."""
+        for _ in range(TRIES):
             suffix = [self.alphabet[int(n)] for n in random.integers(len(self.alphabet), size=LENGTH)]
             if self.is_typed(suffix):
                 return suffix
+        raise VocabularyError(f"none of {TRIES:,} random suffixes of {LENGTH} tokens is cut into the same tokens again; leave the search out")
 
     def text(self, a: int, suffix: Sequence[int], read: int | None = None) -> Text:
         """An answer after its prompt with a suffix."""
@@ -214,13 +216,12 @@ def searched(transfer: Transfer, name: str, student: Student, answers: "Sequence
     search = Search(student, transfer.teacher, fit, transfer.asked.tokens_per_pass, transfer.asked.seed)
     if len(fit) < 2:
         return f"a suffix is searched on some prompts and measured on others; {len(fit)} of {len(answers)} leave room for one, and 2 are needed"
-    try:
-        _ = search.ends
-    except VocabularyError as error:
-        return f"no suffix was searched for: {error}"
     if len(search.alphabet) < 2:
         return f"no suffix was searched for: {name} has {len(search.alphabet)} tokens of printable ASCII, and 2 are needed"
-    _searched(search, _file(transfer, name), name, steps)
+    try:
+        _searched(search, _file(transfer, name), name, steps)
+    except VocabularyError as error:
+        return f"no suffix was searched for: {error}"
     return None
 
 
