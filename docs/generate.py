@@ -30,14 +30,15 @@ from limbeck.methods import METHODS, named
 from limbeck.objective import Objective, Term
 from limbeck.recipe import Names, Recipe
 from limbeck.sources import DataSets
+from limbeck.transfer.edits import edits
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
-import measured_layers  # noqa: E402
 import measured_exercises  # noqa: E402
+import measured_layers  # noqa: E402
 import measured_tasks  # noqa: E402
 from measured import table  # noqa: E402
 
@@ -254,6 +255,16 @@ def _flow(value: Any) -> str:
     return "{" + ", ".join(f"{k}: {_flow(v) if isinstance(v, dict) else v}" for k, v in value.items()) + "}"
 
 
+ASKED = "What makes the tides rise and fall twice a day, and who measured it in 1845?"
+
+
+def prompt_edits() -> str:
+    """Every edit of a prompt with one example; the longer context is cut to 12 words here, and a line's end shown as such."""
+    rows = [[f"`{edit.name}`", f"`{edit.kind}`", edit.what, edit.edited(ASKED, 0, 0).replace("\n", " ⏎ ")]
+            for edit in edits(12, lambda text: len(text.split())).values()]  # fmt: skip
+    return table(["edit", "kind", "what", "example"], rows).replace("12 tokens of unrelated", "tokens of unrelated")
+
+
 def block(name: str) -> str:
     """The text of a generated block. Raises KeyError for a name that is none."""
     what, _, which = name.partition(" ")
@@ -267,6 +278,7 @@ def block(name: str) -> str:
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
         "digits": measured.digits, "export_gguf": measured.export_gguf, "plan": measured.plan,
         "tasks": measured_tasks.tasks,
+        "edits": prompt_edits,
         **measured_arithmetic.TABLES,
         **measured_layers.TABLES,
         **measured_exercises.TABLES,

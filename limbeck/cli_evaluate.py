@@ -24,6 +24,11 @@ def evaluate(
                                                          "several times.")] = None,
     task_rows: Annotated[int, typer.Option(help="How many prompts of each task to take.")] = 64,
     task_max_tokens: Annotated[int, typer.Option(help="Of an answer to a task.")] = 256,
+    robustness: Annotated[bool, typer.Option("--robustness", help="Read the same answers after edited prompts: typos, case, paraphrase templates, "
+                                                                  "distractors, longer context, other scripts, truncation.")] = False,
+    edit: Annotated[list[str] | None, typer.Option(help="For robustness: only this edit, or kind of edit; may be given again.")] = None,
+    other: Annotated[str | None, typer.Option(help="For robustness: rows of another kind than --data's.")] = None,
+    adversarial: Annotated[int, typer.Option(help="For robustness: steps of a search for a suffix that parts student and teacher.")] = 0,
     acceptance: Annotated[bool, typer.Option("--acceptance", help="Measure how well --draft serves --target: acceptance, costs, speed.")] = False,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Print text of the pair, what was proposed in colour.")] = False,
     target: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
@@ -40,18 +45,22 @@ def evaluate(
         return _drafts(target, draft, bool(runs or student or teacher or tasks), data, rows, (max_tokens, temperature, top_p), dtype, gamma,
                        (acceptance or not show_drafts, show_drafts), out)  # fmt: skip
     from limbeck.transfer.measure import evaluate_transfer
+    from limbeck.transfer.robustness import asked_for as asked_robust
+    from limbeck.transfer.robustness import shown as shown_robust
     from limbeck.transfer.rows import Asked
     from limbeck.transfer.subjects import asked_for
     from limbeck.transfer.summary import shown
     from limbeck.transfer.tasks import TasksAsked
 
+    robust = asked_robust(robustness, edit or [], other, adversarial)
     judged = TasksAsked(tuple(tasks or ()), task_rows, task_max_tokens)
     subjects = asked_for(runs or [], student, teacher, baselines)
     folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
-    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged)
-    for columns, lines in shown(found):
+    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged, robust)
+    for columns, lines in [*shown(found), *shown_robust(found.get("robustness"))]:
         show_table(columns, lines)
-    print("\n".join([*(f"missing: {each}" for each in found["missing"]), f"evaluation: {folder / 'evaluation.json'}"]))
+    missing = [*found["missing"], *found.get("robustness", {}).get("missing", [])]
+    print("\n".join([*(f"missing: {each}" for each in missing), f"evaluation: {folder / 'evaluation.json'}"]))
 
 
 def _drafts(

@@ -36,10 +36,15 @@ class Prompts:
         the beginning of a message cannot be found.
         """
         end = self._end(prompt)
-        place = len(prompt) if end is None else end
+        place = self.end(prompt)
         if before:
             place = self._lead(prompt) if end is None else self._begin(prompt[:end])
         return [*prompt[:place], *self.vocabulary.ids(hint), *prompt[place:]]
+
+    def end(self, prompt: Sequence[int]) -> int:
+        """Where its last message ends; of a plain one, where it ends itself."""
+        place = self._end(prompt)
+        return len(prompt) if place is None else place
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:

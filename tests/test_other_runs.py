@@ -26,6 +26,7 @@ from limbeck.objective import Objective
 from limbeck.run import Run
 from limbeck.sources import Share
 from limbeck.transfer.measure import evaluate_transfer
+from limbeck.transfer.robustness import Robustness
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import of_runs
 
@@ -130,9 +131,12 @@ def test_a_recipe_is_checked_before_it_costs_anything(kind: str, home: Path, tmp
 def test_what_transferred_is_measured_as_far_as_it_can_be(kind: str, home: Path, tmp_path: Path) -> None:
     data = str(home / f"{kind}-heldout.jsonl")
     lb.distill(run_of(home, kind, save_every=None), tmp_path / "run")
-    found = evaluate_transfer(of_runs([tmp_path / "run"], None, False), Asked(data, max_tokens=8), tmp_path / "e")
+    asked = Robustness(("mistyped",), adversarial=1)
+    found = evaluate_transfer(of_runs([tmp_path / "run"], None, False), Asked(data, max_tokens=8), tmp_path / "e", asked)
     after = found["figures"]["after"]["given"]
     known = lb.Likelihood(data).run(*replace(run_of(home, kind), student=lb.Student(str(tmp_path / "run" / "student"), dtype="float32")).open_pair())
     assert after["kl_nats"]["value"] == pytest.approx(known["kl_nats"], rel=1e-4) and set(found["figures"]["after"]) == {"given"}
     assert ("bits_per_byte" in after) == (kind == "t5")  # classes and hidden tokens have no bytes
     assert sum("does not write" in each or "nobody writes" in each for each in found["missing"])
+    robust = found["robustness"]
+    assert ("mistyped" in robust["figures"]) == (kind == "t5") == bool(robust["adversarial"]) and bool(robust["missing"]) == (kind != "t5")

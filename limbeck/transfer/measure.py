@@ -30,6 +30,7 @@ from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from limbeck.opened import OpenModel
+    from limbeck.transfer.robustness import Robustness
 
 GIVEN, OWN = "given", "own"
 """Texts beside the teacher's: the data's completions, and what each student wrote itself."""
@@ -40,10 +41,11 @@ AT_ONCE = 32
 class Transfer:
     """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> None:
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None) -> None:
         self.subjects, self.asked, self.out = subjects, asked, out
         self.tasks = Tasks(tasks or TasksAsked(), asked, out)
         self.missing = list(subjects.missing)
+        self.robustness = robustness and robustness.begun(self)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
         self._teacher: Teacher | None = None
@@ -65,6 +67,8 @@ class Transfer:
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
             self._measure(name, student)
+            if self.robustness:
+                self.robustness.measure(name, student)
             del student
             gc.collect()  # models refer to themselves; their memory is wanted for the next
 
@@ -190,15 +194,17 @@ def _sizes(model: "OpenModel") -> dict[str, int]:
             "kept_bytes_per_token": shape.layers * shape.keys_values * size}  # fmt: skip
 
 
-def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None) -> dict[str, Any]:
-    """Measure all of it into `out`; what `evaluation.json` holds.
+def evaluate_transfer(
+    subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None
+) -> dict[str, Any]:
+    """Measure all of it into `out`; what `evaluation.json` holds. tasks: that are to be answered too. robustness: measure also under edited prompts.
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out, tasks)
+        transfer = Transfer(subjects, asked, out, tasks, robustness)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)

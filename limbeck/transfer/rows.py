@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from limbeck.batch import Text
-from limbeck.data import Data, Pool, asked_of, told_columns
+from limbeck.data import Data, Pool, Row, asked_of, told_columns
 from limbeck.errors import DataError, RecipeError
 from limbeck.student import Student
 
@@ -38,10 +38,15 @@ class Rows:
     missing: list[str] = field(default_factory=list[str])
 
 
+def taken_rows(asked: Asked) -> list[tuple[Data, Row]]:
+    """The rows themselves, as many as are asked for and there, each with the data that it is of."""
+    pool = Pool([Data(asked.data, template=asked.template)], seed=0, shuffle=False)
+    return pool.take(0, asked.rows if pool.streamed else min(asked.rows, len(pool)))
+
+
 def rows_of(asked: Asked, student: Student) -> Rows:
     """Read the data. Raises DataError where no row can be measured on."""
-    pool = Pool([Data(asked.data, template=asked.template)], seed=0, shuffle=False)
-    taken, found, vocabulary = pool.take(0, asked.rows if pool.streamed else min(asked.rows, len(pool))), Rows(), student.live.vocabulary
+    taken, found, vocabulary = taken_rows(asked), Rows(), student.live.vocabulary
     longest = min(asked.context, student.live.context)
     bare, writes = 0, vocabulary.outcomes == "tokens"
     for place, (data, row) in enumerate(taken):

@@ -31,6 +31,7 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
         "diversity": {who: found for who in (TEACHER, *names) if (found := _diversity(transfer, who))},
         "samples": _samples(transfer, names),
         "tasks": tasks,
+        **({"robustness": transfer.robustness.found()} if transfer.robustness else {}),
     }  # fmt: skip
 
 

@@ -139,15 +139,16 @@ def heard(texts: Sequence[Text], teacher: Teacher, tokens_per_pass: int, name: s
     return found
 
 
-def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str) -> Tokens:
-    """Pass over the texts. said: what a teacher says of each pass of `Batch.split`, in turn."""
+def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str,
+          temperatures: Sequence[float] = TEMPERATURES) -> Tokens:  # fmt: skip
+    """Pass over the texts. said: what a teacher says of each pass of `Batch.split`, in turn. temperatures: none for no calibration."""
     whole = Batch.of(list(texts), "corpus")
     cuts = whole.cuts(tokens_per_pass)
     found = list[dict[str, Tensor]]()
     with Progress(f"{name}: the student reads", len(cuts)).showing() as progress:
         for cut, theirs in zip(cuts, said, strict=True):
             part = whole.select(cut)
-            found.append({**_where(part, cut), **_passed(part, student, theirs)})
+            found.append({**_where(part, cut), **passed(part, student, theirs, temperatures)})
             progress.advance(1, len(part.tokens_T))
     columns = {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
     order = np.lexsort((columns["position_N"], columns["sequence_N"]))
@@ -169,29 +170,30 @@ def _where(part: Batch, cut: Sequence[int]) -> dict[str, Tensor]:
     return {"sequence_N": torch.tensor(cut)[sequence_N], "position_N": position_N, "token_N": part.tokens_N}
 
 
-def _passed(part: Batch, student: Student, said: Targets) -> dict[str, Tensor]:
+def passed(part: Batch, student: Student, said: Targets, temperatures: Sequence[float]) -> dict[str, Tensor]:
+    """The columns of one pass, each as `name.column` of Said and Apart."""
     outputs = student.forward(part)
     mine, token_N = Dense(outputs.hidden_ND, outputs.head, "student"), part.tokens_N.to(outputs.hidden_ND.device)
     blocks = list[dict[str, Tensor]]()
     with torch.no_grad():
         for start in range(0, len(token_N), size := max(1, BLOCK // mine.head.vocabulary)):
             chunk = slice(start, start + size)
-            blocks.append(_block(_logits(mine, chunk), _logits(said, chunk), token_N[chunk]))
+            blocks.append(_block(logits_of(mine, chunk), logits_of(said, chunk), token_N[chunk], temperatures))
     return {key: torch.cat([each[key] for each in blocks]).cpu() for key in blocks[0]}
 
 
-def _logits(said: Targets, chunk: slice) -> Tensor | None:
+def logits_of(said: Targets, chunk: slice) -> Tensor | None:
     """Whole distributions' logits in float32, of those that say them."""
     rows = None if isinstance(said, Nothing) else said.rows(chunk)
     return rows.block(slice(None)).logits_CV.float() if isinstance(rows, Logits) else None
 
 
-def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor) -> dict[str, Tensor]:
+def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor, temperatures: Sequence[float]) -> dict[str, Tensor]:
     assert student_CV is not None
-    log_q_CV, found = side("student", student_CV, token_C)
+    log_q_CV, found = side("student", student_CV, token_C, temperatures)
     if teacher_CV is None:
         return found
-    log_p_CV, theirs = side("teacher", teacher_CV, token_C)
+    log_p_CV, theirs = side("teacher", teacher_CV, token_C, temperatures)
     p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
     return found | theirs | {
         "apart.kl_N": _expected(p_CV, log_p_CV, log_q_CV),
@@ -200,12 +202,13 @@ def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor
     }  # fmt: skip
 
 
-def side(name: str, logits_CV: Tensor, token_C: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def side(name: str, logits_CV: Tensor, token_C: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> tuple[Tensor, dict[str, Tensor]]:
     """One model's columns at some tokens, each as `name.column`, and its log-probabilities [C, V] beside them."""
     greatest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
     shifted_CV = logits_CV - greatest_C1
     missed_C = -shifted_CV.gather(1, token_C[:, None]).squeeze(1)
-    log_sum_CG = torch.stack([(shifted_CV / temperature).exp().sum(-1).log() for temperature in TEMPERATURES], 1)
+    log_sums = [(shifted_CV / temperature).exp().sum(-1).log() for temperature in temperatures]
+    log_sum_CG = torch.stack(log_sums, 1) if log_sums else shifted_CV.new_empty(len(token_C), 0)
     log_sum_C = shifted_CV.exp().sum(-1).log()
     log_CV = shifted_CV - log_sum_C[:, None]
     columns = {"nats_N": log_sum_C + missed_C, "entropy_N": _expected(log_CV.exp(), torch.zeros_like(log_CV), log_CV), "top_N": top_C1.squeeze(1),
