@@ -60,7 +60,7 @@ def folders(folder: Path) -> tuple[str, str, str]:
 def evaluated(folder: Path, asked: Robustness, students: tuple[str, ...] = ("student",), data: str = "held.jsonl", out: str = "e", **more) -> dict:
     subjects = Subjects({name: lb.Student(str(folder / name), dtype="float32") for name in students},
                         more.pop("teacher", None) or lb.Local(str(folder / "teacher"), dtype="float32"))  # fmt: skip
-    return evaluate_transfer(subjects, Asked(str(folder / data), max_tokens=8, **more), folder / out, asked)
+    return evaluate_transfer(subjects, Asked(str(folder / data), max_tokens=8, **more), folder / out, robustness=asked)
 
 
 @pytest.fixture(scope="module")
