@@ -15,6 +15,7 @@ settings, and sees development modules alone. Writes `exercises.json` and a plot
 
 from collections.abc import Mapping
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 from arith_lab import Figures, Lab, Point, difference, draw, experiment, plot, publish, summary
@@ -161,7 +162,7 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     """Write it down."""
     settings = {"steps": STEPS, "sequences": SEQUENCES, "learning_rate": LEARNING_RATE, "temperatures": TEMPERATURES, "written": WRITTEN,
                 "own": vars(OWN), "tiny": vars(TINY), "windows": {part: len(human(part)) for part in ("learning", "development", "test")},
-                "described_on": LOOKED_AT}  # fmt: skip
+                "described_on": LOOKED_AT, "python": python_version()}  # fmt: skip
     found = {arm: _exercise(arm, by_seed) for arm, by_seed in sorted(arms.items())}
     publish("exercises", {"settings": settings, "cast": lab.cast(), "exercises": found})
     for arm, each in found.items():

@@ -53,7 +53,7 @@ CAST = {
     "uncertain": Role(Size(2, 128), 250),
     "confident": Role(Size(2, 128), 500, 250),
 }
-"""The strong teacher; one stopped early; and one that went round a seventeenth of the text sixteen times, and knows it by heart."""
+"""The strong teacher; one stopped early; and one that went round a seventeenth of the text sixteen times, and is too sure elsewhere."""
 
 
 class TextLab(Lab):

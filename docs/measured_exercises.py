@@ -38,7 +38,7 @@ def _settings(found: Any) -> str:
         f"Layers x width: {sizes}. {told['steps']} steps of {told['sequences']} windows of 128 tokens, learning rate {told['learning_rate']:g}; "
         f"windows to learn from: {told['windows']['learning']:,}, of the test: {told['windows']['test']:,}. "
         f"Teachers are described on {told['described_on']} windows of each. "
-        f"Machine: {machine['system']}, {machine['threads']} thread, torch {machine['torch']}."
+        f"Machine: {machine['system']}, {machine['threads']} thread, torch {machine['torch']}; the library of Python {told['python']}."
     )
 
 
