@@ -11,12 +11,12 @@ def depths() -> str:
     found = results("depths")
     cut = [
         [depth, *(_nats(each["as_cut"][way]) for way in WAYS), _lower(each["influence_lower_by"]["as_cut"]["kl_nats"]),
-         *(f"{each['as_cut'][way]['perplexity']:,.4g}" for way in WAYS), _lower(each["influence_lower_by"]["as_cut"]["ce_nats"])]
+         *(_perplexity(each["as_cut"][way]) for way in WAYS), _lower(each["influence_lower_by"]["as_cut"]["ce_nats"])]
         for depth, each in found["depths"].items()
     ]  # fmt: skip
     taught = [
         [depth, *(_nats(each["taught"][way]) for way in WAYS), _lower(each["influence_lower_by"]["taught"]["kl_nats"]),
-         *(f"{each['taught'][way]['perplexity']:,.4g}" for way in WAYS), _lower(each["influence_lower_by"]["taught"]["ce_nats"])]
+         *(_perplexity(each["taught"][way]) for way in WAYS), _lower(each["influence_lower_by"]["taught"]["ce_nats"])]
         for depth, each in found["depths"].items() if "taught" in each
     ]  # fmt: skip
     columns = ["KL by influence, nats a token", "even", "lower by", "perplexity by influence", "even", "lower by, nats a token"]
@@ -41,6 +41,11 @@ def _listed(values: list[int]) -> str:
 def _nats(each: dict[str, Any]) -> str:
     low, high = each["interval"]
     return f"{each['kl_nats']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _perplexity(each: dict[str, Any]) -> str:
+    value = each["perplexity"]
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _lower(each: dict[str, Any]) -> str:
