@@ -41,7 +41,7 @@ from limbeck.roofline import Line, Machine, Speeds, heads_key, inside_key, on_ke
 from limbeck.scene import made_up
 from limbeck.speculative import InTopK, Speculative
 from limbeck.targets import Dense, Nothing, Targets
-from limbeck.work import Actor, Heads, Inside, Piece, Reading, Writing
+from limbeck.work import Actor, Heads, Inside, Learning, Piece, Reading, Writing
 
 SECONDS = 55.0
 """When they have passed, what is left is taken as what is like it."""
@@ -171,7 +171,8 @@ class _Measuring:
 
     def _passes(self) -> list[Batch]:
         """Two passes like those of the run: a single sequence of half the length, and a usual one."""
-        found = [piece for piece in self.pieces if isinstance(piece, Reading)]
+        learns = any(isinstance(piece, Learning) for piece in self.pieces)
+        found = [piece for piece in self.pieces if isinstance(piece, Learning if learns else Reading)]  # prompts are read in smaller ones
         tokens = min(self.actor.anatomy.context or 2048, round(statistics.median([each.tokens for each in found] or [128])))
         rows = max(1, round(statistics.median([each.sequences for each in found] or [8])))
         return [Batch.of([made_up(length - 1, 1)] * count, "corpus") for count, length in ((1, max(4, tokens // 2)), (rows, max(8, tokens)))]
