@@ -216,8 +216,9 @@ def _to_itself(testing: _Testing, objective: Objective) -> float:
         return 0.0
     itself = Dense(outputs.hidden_ND, outputs.head, "itself")
     largest = {name: float(nats_N.abs().max()) for name, nats_N in measure(outputs, itself, testing.batch, Objective([*terms])).items()}
+    least = {term.name: ZERO_NATS[outputs.hidden_ND.dtype] * _multiplied(term) for term in terms}
     for name, nats in largest.items():
-        if not nats <= ZERO_NATS[outputs.hidden_ND.dtype]:
+        if not nats <= least[name]:
             raise LimbeckError(f"{name} of the student to itself is {nats:.3g} nats, and should be 0; {_OURS}")
     return max(largest.values())
 
@@ -228,16 +229,22 @@ _OURS = "nothing was spent; this is a fault of the program on this machine, plea
 def _chunked(testing: _Testing, term: RowTerm) -> float:
     """How far a term's nats and gradients, chunk by chunk, are from its formula over all rows, relative to the largest.
 
-    Near 0 there is rounding alone: nats count as no less than 0.1, gradients as no less than 1 % of the text's.
+    Near 0 there is rounding alone: nats count as no less than 0.1 (times what a temperature multiplies them with), gradients as no less
+    than 1 % of the text's.
     """
     nats_N, gradient_ND = _direct(testing, term)
     found_ND, found = testing.learn(Objective([term]))
     measured_N = measure(testing.outputs, testing.said, testing.batch, Objective([term]))[term.name]
-    least = 0.01 * float(testing.of_text_ND.abs().max())
-    apart = [_apart(found[term.name], nats_N, 0.1), _apart(measured_N, nats_N, 0.1), _apart(found_ND, gradient_ND, least)]
+    least, nats = 0.01 * float(testing.of_text_ND.abs().max()), 0.1 * _multiplied(term)
+    apart = [_apart(found[term.name], nats_N, nats), _apart(measured_N, nats_N, nats), _apart(found_ND, gradient_ND, least)]
     if not max(apart) <= CHUNKED_RELATIVE[testing.outputs.hidden_ND.dtype]:
         raise LimbeckError(f"{term.name} taken in chunks differs from its formula by {max(apart):.3g} of the largest row; {_OURS}")
     return max(apart)
+
+
+def _multiplied(term: Term) -> float:
+    """What a temperature above 1 multiplies nats with, and their rounding too."""
+    return max(1.0, term.temperature**term.order) if isinstance(term, Divergence) else 1.0
 
 
 def _apart(found: Tensor, wanted: Tensor, least: float) -> float:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toys
+from transformers import AutoModelForCausalLM
 
 from limbeck import loss
 from limbeck.adapters import LoRA
@@ -52,6 +53,19 @@ def test_a_copy_of_the_student_teaches_nothing(home, tmp_path, pair) -> None:
         with pytest.raises(RecipeError, match=r"says what the student .* says already"):
             self_test(pair[0], copy, Objective([ReverseKL()]))
     self_test(pair[0], Local(str(folder), dtype="float32").load(pair[0]), BOTH)  # beside the text it is an anchor
+
+
+@pytest.mark.parametrize("near", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("temperature", [4.0, 20.0])
+def test_rounding_that_a_temperature_multiplies_is_no_fault(home, tmp_path, pair, near, temperature) -> None:
+    folder = shutil.copytree(home / "student", tmp_path / "near")
+    made = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(1 + near * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    made.save_pretrained(folder)
+    teacher = Local(str(folder), dtype="float32").load(pair[0])
+    self_test(pair[0], teacher, Objective([ForwardKL(temperature=temperature), CrossEntropy()]))
 
 
 def test_fresh_adapters_say_what_the_student_says_at_first(home) -> None:
