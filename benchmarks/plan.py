@@ -4,7 +4,7 @@
 
 The quickstart's three recipes (SmolLM2-135M-Instruct teaches fifteen of its layers, on its answers and on the student's), named methods
 on GSM8K with ten of its layers, and all named methods of the tiny pair of the arithmetic. For each recipe in turn: this machine is
-measured anew for its shapes (`limbeck.calibrate`, nothing kept from before), the plan is made, then `limbeck.distill` runs it in a process
+measured anew for its shapes (`limbeck.planning.calibrate`, nothing kept from before), the plan is made, then `limbeck.distill` runs it in a process
 of its own. Compared are the mean step that was foretold and the median of the steps that were taken, the first left out, and the memory.
 
 Seconds are those of the process on one thread (`time.process_time`), in the measurement and in the run: the machine was shared with other
@@ -30,18 +30,19 @@ import arithmetic
 from measure import COLOURS, machine
 
 import limbeck as lb
-from limbeck import calibrate, prune, run
+from limbeck import prune, run
 from limbeck.batch import WRITERS
-from limbeck.candidates import of_recipe
 from limbeck.config import plain
-from limbeck.costs import Models, costs_memory, scene_of, work_of
 from limbeck.decoding import Sampling
 from limbeck.files import read_json, read_jsonl, write_json, write_text
 from limbeck.interleaved import Interleaved
 from limbeck.machine import Opening, bfloat16_pays
 from limbeck.methods import METHODS, named
 from limbeck.models import open_model, open_vocabulary
-from limbeck.plan import Assumed, plan
+from limbeck.planning import calibrate
+from limbeck.planning.candidates import of_recipe
+from limbeck.planning.costs import Models, costs_memory, scene_of, work_of
+from limbeck.planning.plan import Assumed, plan
 from limbeck.rollouts import OnPolicy
 from limbeck.sources import Mix, Share
 from limbeck.vocabulary import Vocabulary

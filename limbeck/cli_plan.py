@@ -32,8 +32,8 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="A folder for plan.json and plan.svg, the plot of quality and price.")] = None,
 ) -> None:  # fmt: skip
     """See what every way from a teacher to a student takes: memory, FLOPs, time, disk, US dollars; which suits; when it has paid for itself."""
-    from limbeck.plan import Assumed
-    from limbeck.planning import COLUMNS, Asked, AskedMachine, advised, keep, planned, table, words
+    from limbeck.planning.asked import COLUMNS, Asked, AskedMachine, advised, keep, planned, table, words
+    from limbeck.planning.plan import Assumed
 
     asked = Asked(what, teacher, student, data, prompts, reward, settings or [], samples, model, usd_in, usd_out)
     made = planned(asked, AskedMachine(gpu, gpus, usd_hour, measure), Assumed(answer_tokens, accepted), runs or [])

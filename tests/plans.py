@@ -6,19 +6,19 @@ from typing import Any
 import toys
 
 from limbeck import models
-from limbeck.candidates import Wanted
-from limbeck.costs import Models, scene_of
 from limbeck.divergence import ForwardKL
 from limbeck.estimate import anatomy
 from limbeck.machine import Opening
 from limbeck.objective import Objective
+from limbeck.planning.candidates import Wanted
+from limbeck.planning.costs import Models, scene_of
+from limbeck.planning.roofline import Line, Machine, Speeds
+from limbeck.planning.work import Actor
 from limbeck.recipe import Recipe
-from limbeck.roofline import Line, Machine, Speeds
 from limbeck.sources import Corpus
 from limbeck.student import Student
 from limbeck.teachers import Local
 from limbeck.vocabulary import Vocabulary
-from limbeck.work import Actor
 
 LAYERS = 3
 

@@ -18,10 +18,9 @@ FLOORS = [
         "aligned average cache checkpoint curriculum endpoint evaluate experts guidance herding hidden interleaved "
         "judges matching pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
-        "allocate annotate candidates card condensing corpus costs dialogue drafts estimate export_card flops instruct "
-        "methods ordered pipeline priced recipe roofline scene selftest shrink stages train work",
-        "__main__ advice calibrate check check_stages cli cli_evaluate cli_export cli_plan exporting plan plan_picture "
-        "planning quickstart report sweep transfer",
+        "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
+        "pipeline recipe selftest shrink stages train",
+        "__main__ check check_stages cli cli_evaluate cli_export cli_plan exporting planning quickstart report sweep transfer",
     )
 ]
 """From the bottom to the top."""

@@ -11,17 +11,18 @@ import pytest
 import toys
 from plans import kd, made, scene, wanted
 
-from limbeck import cli, kinds, models, roofline
-from limbeck.candidates import CACHE, WRITTEN, candidates
-from limbeck.costs import Costs, Models, misfit, work_of
+from limbeck import cli, kinds, models
 from limbeck.errors import RecipeError
 from limbeck.estimate import anatomy
 from limbeck.files import write_json, write_text
 from limbeck.methods import METHODS
-from limbeck.plan import Assumed, Price, payback, plan, quality_of
-from limbeck.plan_picture import picture
-from limbeck.planning import Asked, AskedMachine, planned, table, words
-from limbeck.roofline import Machine, published
+from limbeck.planning import roofline
+from limbeck.planning.asked import Asked, AskedMachine, planned, table, words
+from limbeck.planning.candidates import CACHE, WRITTEN, candidates
+from limbeck.planning.costs import Costs, Models, misfit, work_of
+from limbeck.planning.picture import picture
+from limbeck.planning.plan import Assumed, Price, payback, plan, quality_of
+from limbeck.planning.roofline import Machine, published
 from limbeck.sources import Corpus
 from limbeck.student import Student
 from limbeck.teachers import Local

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plans import LAYERS, actor, by_hand, kd, made, scene
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck import calibrate, flops, models
+from limbeck import models
 from limbeck.batch import Batch
 from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL
@@ -24,13 +24,14 @@ from limbeck.estimate import Anatomy, anatomy
 from limbeck.machine import Opening
 from limbeck.methods import METHODS
 from limbeck.objective import CrossEntropy, Objective
-from limbeck.priced import drawn, of_step, scored
+from limbeck.planning import calibrate, flops
+from limbeck.planning.priced import drawn, of_step, scored
+from limbeck.planning.scene import made_up, rounds
+from limbeck.planning.work import Asking, Heads, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 from limbeck.rollouts import OnPolicy
-from limbeck.scene import made_up, rounds
 from limbeck.sources import Corpus, Mix
 from limbeck.student import Student
 from limbeck.teachers import Teacher
-from limbeck.work import Asking, Heads, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 SEQUENCES, TOKENS = 2, 24
 

@@ -11,14 +11,14 @@ from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, memory_byte
 from limbeck.loss import CHUNK_BYTES, CHUNK_ROWS, SAID_BYTES, SAID_ROWS
 from limbeck.machine import Precision
 from limbeck.places import locate
-from limbeck.priced import around, drawn, locals_of, of_step
+from limbeck.planning.priced import around, drawn, locals_of, of_step
+from limbeck.planning.roofline import Machine
+from limbeck.planning.scene import Draw, Scene
+from limbeck.planning.work import Actor, Piece, Stage
 from limbeck.recipe import Recipe
-from limbeck.roofline import Machine
-from limbeck.scene import Draw, Scene
 from limbeck.student import Student
 from limbeck.teachers import Local
 from limbeck.vocabulary import Vocabulary
-from limbeck.work import Actor, Piece, Stage
 
 
 @dataclass

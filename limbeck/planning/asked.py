@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.advice import as_rows, traits
-from limbeck.candidates import Candidate, Wanted, candidates, of_recipe
 from limbeck.endpoint import Endpoint
 from limbeck.errors import RecipeError, did_you_mean
 from limbeck.estimate import short
 from limbeck.files import write_json, write_text
 from limbeck.methods import METHODS
 from limbeck.pipeline import Pipeline, read_plan
-from limbeck.plan import Assumed, Planned, Row, plan
-from limbeck.plan_picture import picture
-from limbeck.roofline import Machine, published
+from limbeck.planning.advice import as_rows, traits
+from limbeck.planning.candidates import Candidate, Wanted, candidates, of_recipe
+from limbeck.planning.picture import picture
+from limbeck.planning.plan import Assumed, Planned, Row, plan
+from limbeck.planning.roofline import Machine, published
 
 API = "https://api.openai.com/v1"
 """Where a model is taken to be that has a price and lies nowhere here; it is never called."""
@@ -40,7 +40,7 @@ class AskedMachine:
         """The machine."""
         if self.gpu is not None:
             return published(self.gpu, 1 if self.gpus is None else self.gpus, self.usd_hour)
-        from limbeck.calibrate import here
+        from limbeck.planning.calibrate import here
 
         return here(self.measure, self.usd_hour)
 

@@ -29,7 +29,6 @@ from limbeck.decoding import Plain, Request, Row, Sampling
 from limbeck.errors import RecipeError
 from limbeck.estimate import Anatomy, memory_here_bytes
 from limbeck.files import read_json, write_json
-from limbeck.flops import learn_flops, read_flops
 from limbeck.head import Head
 from limbeck.loss import Outputs, measure, pass_loss
 from limbeck.machine import Opening, bfloat16_pays, device, hold_memory
@@ -37,11 +36,12 @@ from limbeck.models import Model, ready
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.pen import copied
 from limbeck.places import cache_folder, locate
-from limbeck.roofline import Line, Machine, Speeds, heads_key, inside_key, on_kept, writing_key
-from limbeck.scene import made_up
+from limbeck.planning.flops import learn_flops, read_flops
+from limbeck.planning.roofline import Line, Machine, Speeds, heads_key, inside_key, on_kept, writing_key
+from limbeck.planning.scene import made_up
+from limbeck.planning.work import Actor, Heads, Inside, Learning, Piece, Reading, Writing
 from limbeck.speculative import InTopK, Speculative
 from limbeck.targets import Dense, Nothing, Targets
-from limbeck.work import Actor, Heads, Inside, Learning, Piece, Reading, Writing
 
 SECONDS = 55.0
 """When they have passed, what is left is taken as what is like it."""

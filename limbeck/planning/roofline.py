@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RecipeError, did_you_mean
-from limbeck.flops import learn_flops, read_flops, write_flops, written_bytes
-from limbeck.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
+from limbeck.planning.flops import learn_flops, read_flops, write_flops, written_bytes
+from limbeck.planning.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 MACHINES = Path(__file__).parent / "assets" / "machines.json"
 SERVED_TOKENS_PER_SECOND = 50.0

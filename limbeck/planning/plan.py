@@ -6,24 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.advice import Facts, advice, traits
-from limbeck.candidates import Candidate
-from limbeck.costs import Costs, Models, Work, costs_of, misfit, scene_of, work_of
 from limbeck.data import Data
 from limbeck.endpoint import Endpoint
 from limbeck.errors import LimbeckError, RecipeError, VocabularyError
 from limbeck.estimate import AT_ONCE, Anatomy, short
 from limbeck.files import read_json, read_jsonl
 from limbeck.machine import Opening
-from limbeck.priced import locals_of, row_sources
+from limbeck.planning.advice import Facts, advice, traits
+from limbeck.planning.candidates import Candidate
+from limbeck.planning.costs import Costs, Models, Work, costs_of, misfit, scene_of, work_of
+from limbeck.planning.priced import locals_of, row_sources
+from limbeck.planning.roofline import Machine
+from limbeck.planning.scene import Scene, rows_of
+from limbeck.planning.work import Actor, Piece, Reading, Writing
 from limbeck.recipe import Recipe
-from limbeck.roofline import Machine
-from limbeck.scene import Scene, rows_of
 from limbeck.settings_file import read_yaml
 from limbeck.sources import Corpus
 from limbeck.teachers import Local, Teacher
 from limbeck.vocabulary import Vocabulary
-from limbeck.work import Actor, Piece, Reading, Writing
 
 SERVED_AT_ONCE = 8
 """Rows written side by side where a model is served."""

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Literal
 
 from limbeck.estimate import Anatomy
-from limbeck.flops import head_flops, learn_flops, read_flops, write_flops
 from limbeck.objective import Objective
+from limbeck.planning.flops import head_flops, learn_flops, read_flops, write_flops
 from limbeck.student import Student
 
 Stage = Literal["begin", "write", "score", "learn", "step", "evaluate", "save", "beforehand"]

@@ -25,15 +25,15 @@ from limbeck.guidance import Guided, Itself
 from limbeck.hidden import Masked
 from limbeck.interleaved import Interleaved
 from limbeck.objective import CrossEntropy, Objective
+from limbeck.planning.scene import DRAWS, Draw, Scene, answered, answers, copied, made_up, rounds, side_by_side, written
+from limbeck.planning.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 from limbeck.prefetch import Prefetch
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
-from limbeck.scene import DRAWS, Draw, Scene, answered, answers, copied, made_up, rounds, side_by_side, written
 from limbeck.sources import Corpus, CustomSource, Mix, RowSource, Source
 from limbeck.student import Student
 from limbeck.teacher_samples import TeacherSamples
 from limbeck.teachers import Cached, Local, Silent, Teacher
-from limbeck.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
 CACHED_BYTES = 40.0
 """A token in a cache of 50 draws; measured between 24 and 55 (docs/caches.md)."""
@@ -45,7 +45,7 @@ JUDGED = Objective([CrossEntropy(), ForwardKL(), ReverseKL()])
 @singledispatch
 def drawn(source: Source, scene: Scene) -> list[Draw]:
     """What a source draws. Raises RecipeError for one whose work nobody told."""
-    raise RecipeError(f"what {type(source).__name__} takes is not known; tell it with limbeck.priced.drawn.register, or plan another source")
+    raise RecipeError(f"what {type(source).__name__} takes is not known; tell it with limbeck.planning.priced.drawn.register, or plan another source")
 
 
 @drawn.register
@@ -148,7 +148,9 @@ def scored(teacher: Teacher, passes: Sequence[Batch], scene: Scene) -> Scored:
     """What a teacher does about some passes: by default, what the teachers inside it do."""
     inner = [each for each in _inside(teacher) if isinstance(each, Teacher)]
     if not inner:
-        raise RecipeError(f"what {type(teacher).__name__} takes is not known; tell it with limbeck.priced.scored.register, or plan another teacher")
+        raise RecipeError(
+            f"what {type(teacher).__name__} takes is not known; tell it with limbeck.planning.priced.scored.register, or plan another teacher"
+        )
     found = [scored(each, passes, scene) for each in inner]
     return [piece for pieces, _ in found for piece in pieces], next((who for _, who in found if who), None)
 

@@ -12,11 +12,11 @@ from limbeck.decoding import Sampling
 from limbeck.endpoint import Endpoint
 from limbeck.errors import DataError, RecipeError
 from limbeck.estimate import AT_ONCE
+from limbeck.planning.work import Actor, Asking, Moving, Piece, Reading, Stage, Writing
 from limbeck.recipe import Recipe
 from limbeck.sources import Share
 from limbeck.teachers import Local, Teacher
 from limbeck.vocabulary import Vocabulary
-from limbeck.work import Actor, Asking, Moving, Piece, Reading, Stage, Writing
 
 DRAWS = 6
 """Steps whose text is drawn to tell what one takes."""

@@ -18,13 +18,13 @@ from limbeck.hidden import Masked
 from limbeck.methods import METHODS, scorer
 from limbeck.objective import Objective
 from limbeck.places import locate
-from limbeck.priced import CACHED_BYTES, JUDGED, KEPT, Scored, kept, scored
+from limbeck.planning.priced import CACHED_BYTES, JUDGED, KEPT, Scored, kept, scored
+from limbeck.planning.scene import Scene, answers, rows_of
+from limbeck.planning.work import Heads, Piece, Storing
 from limbeck.recipe import Recipe
-from limbeck.scene import Scene, answers, rows_of
 from limbeck.sources import Corpus, Source
 from limbeck.targets import Targets
 from limbeck.teachers import Cached, Local, Teacher
-from limbeck.work import Heads, Piece, Storing
 
 CACHE, WRITTEN = "kd from a cache", "sft on written text"
 SIMPLEST = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from limbeck.plan import Planned
+from limbeck.planning.plan import Planned
 
 WIDE, LEFT, RIGHT, TOP, TALL = 760, 80, 720, 60, 260
 LINE = 17
