@@ -20,6 +20,8 @@ def evaluate(
     each: Annotated[int, typer.Option(help="Answers to a prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Of what is written.")] = 0,
+    category: Annotated[str | None, typer.Option(help="Column of the rows by which gaps are sliced; by default `category` where rows have it, else "
+                                                      "clusters of prompts.")] = None,
     acceptance: Annotated[bool, typer.Option("--acceptance", help="Measure how well --draft serves --target: acceptance, costs, speed.")] = False,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Print text of the pair, what was proposed in colour.")] = False,
     target: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
@@ -42,9 +44,11 @@ def evaluate(
 
     subjects = asked_for(runs or [], student, teacher, baselines)
     folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
-    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder)
+    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, category)
     for columns, lines in shown(found):
         show_table(columns, lines)
+    for each in found["advice"]:
+        print(f"{each['of']}: {each['says']}\n  because {each['because']}")
     print("\n".join([*(f"missing: {each}" for each in found["missing"]), f"evaluation: {folder / 'evaluation.json'}"]))
 
 

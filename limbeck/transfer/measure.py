@@ -22,6 +22,7 @@ from limbeck.student import Student
 from limbeck.targets import Targets
 from limbeck.teachers import Silent, Teacher
 from limbeck.transfer.rows import Asked, Rows, rows_of
+from limbeck.transfer.slices import categories
 from limbeck.transfer.subjects import TEACHER, Subjects
 from limbeck.transfer.tokens import heard, table
 from limbeck.vocabulary import Vocabulary
@@ -36,10 +37,10 @@ AT_ONCE = 32
 
 
 class Transfer:
-    """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
+    """An evaluation under way in its folder: subjects, rows, texts and tables, each made once. category: the column by which gaps are sliced."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path) -> None:
-        self.subjects, self.asked, self.out = subjects, asked, out
+    def __init__(self, subjects: Subjects, asked: Asked, out: Path, category: str | None = None) -> None:
+        self.subjects, self.asked, self.out, self.category = subjects, asked, out, category
         self.missing = list(subjects.missing)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
@@ -59,6 +60,7 @@ class Transfer:
             if place == 0:
                 self.vocabulary = student.live.vocabulary
                 self.rows = rows_of(self.asked, student)
+                categories(self.rows, self.category)  # refuses a column that no row has before anything is paid
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
             self._measure(name, student)
@@ -180,15 +182,16 @@ class Transfer:
         write_json(file, known)
 
 
-def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path) -> dict[str, Any]:
+def evaluate_transfer(subjects: Subjects, asked: Asked, out: Path, category: str | None = None) -> dict[str, Any]:
     """Measure all of it into `out`; what `evaluation.json` holds.
 
+    category: the column by which gaps are sliced; by default "category" where rows have it, else clusters of prompts.
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out)
+        transfer = Transfer(subjects, asked, out, category)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)
