@@ -68,8 +68,8 @@ def better_teacher(found: Evidence) -> Said:
         if theirs.get("surely_worse"):
             yield (
                 f"a better teacher for {_of(each)}, or right answers to learn from by cross-entropy",
-                f"the teacher itself pays {theirs['ce_nats']['value']:.3g} nats a token for the data's text there, {theirs['above_rest']['value']:.3g} "
-                f"more than elsewhere, surely at least {theirs['above_rest']['at_least']:.3g}",
+                f"the teacher itself pays {theirs['ce_nats']['value']:.3g} nats a token for the data's text there, "
+                f"{theirs['above_rest']['value']:.3g} more than elsewhere, surely at least {theirs['above_rest']['at_least']:.3g}",
             )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def on_policy(found: Evidence) -> Said:
     apart = paired(sums[0], sums[1], counts[0], counts[1])
     if apart["interval"][0] > 0:
         yield (
-            "learn on the student's own text (OnPolicy, or Mix with it): it meets prefixes there that the teacher's text does not have (exposure bias)",
+            "learn on the student's own text (OnPolicy, or Mix with it): it meets prefixes there that nobody taught it (exposure bias)",
             f"from token {late} on, KL to the teacher is {sums[0].sum() / counts[0].sum():.3g} nats a token on its own text and "
             f"{sums[1].sum() / counts[1].sum():.3g} on the teacher's: {_figure(apart)} more",
         )
@@ -105,7 +105,7 @@ def fine_tuning(found: Evidence) -> Said:
     apart = paired(mine.sums(mine.student.nats_N), theirs.sums(theirs.student.nats_N), mine.counts_B)
     if apart["interval"][0] > 0:
         yield (
-            f"fine-tuning on the text alone is enough here, or another objective (+ CrossEntropy(), another divergence): \"{name}\" foretells it better",
+            f'fine-tuning on the text alone is enough here, or another objective (+ CrossEntropy(), another divergence): "{name}" is better',
             f"the student pays {_figure(apart)} nats a token more for the data's text than \"{name}\" does",
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def go_on(found: Evidence) -> Said:
     apart = "no category is surely worse than the others" if len(compared) > 1 else "nothing tells rows apart"
     yield (
         "train longer, or give the student more layers or width, or compare layers too (HiddenStates)",
-        f"of the KL to the teacher that \"{closed['against']}\" had, {_share(closed['kl_nats'])} was closed, and {apart}",
+        f'of the KL to the teacher that "{closed["against"]}" had, {percent(closed["kl_nats"])} was closed, and {apart}',
     )
 
 
@@ -140,8 +140,8 @@ def temperature(found: Evidence) -> Said:
     if low > 0 and raw["interval"][0] > raw["if_calibrated"]["below"] and scaled["error"] < raw["interval"][0] and warm > WARM:
         yield (
             f"temperature scaling: divide its logits by {float(np.mean(scaled['temperatures'])):.2g}; it is surer than it is right",
-            f"its confidence is {100 * float(over_N.mean()):.1f} points above its accuracy ({100 * low:.1f} to {100 * high:.1f}); the calibration error "
-            f"falls from {100 * raw['error']:.1f} to {100 * scaled['error']:.1f} %",
+            f"its confidence is {100 * float(over_N.mean()):.1f} points above its accuracy ({100 * low:.1f} to {100 * high:.1f}); "
+            f"the calibration error falls from {100 * raw['error']:.1f} to {100 * scaled['error']:.1f} %",
         )
 
 
@@ -163,6 +163,7 @@ def _figure(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _share(figure: Mapping[str, Any]) -> str:
+def percent(figure: Mapping[str, Any]) -> str:
+    """A share with its interval."""
     low, high = figure["interval"]
     return f"{100 * figure['value']:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.files import write_json
-from limbeck.transfer.advice import Evidence, advised
+from limbeck.transfer.advice import Evidence, advised, percent
 from limbeck.transfer.gaps import examples, judged, slices_of, worst
 from limbeck.transfer.measure import GIVEN, OWN, Transfer
 from limbeck.transfer.slices import (
@@ -140,7 +140,7 @@ def shown_gaps(gaps: Sequence[Mapping[str, Any]], most: int = 3) -> list[tuple[l
 def _row(each: Mapping[str, Any], who: str) -> list[str]:
     mine = each["students"][who]
     closed = mine.get("recovered", {}).get("kl_nats") or {}
-    share = f"{100 * closed['value']:.0f} % ({100 * closed['interval'][0]:.0f} to {100 * closed['interval'][1]:.0f})" if closed.get("interval") else ""
+    share = percent(closed) if closed.get("interval") else ""
     return [each["kind"], each["name"], str(each["sequences"]), f"{mine['kl_nats']['value']:.3g}", f"{mine['above_rest']['at_least']:.3g}", share]
 
 

@@ -23,6 +23,8 @@ FEWEST = 10
 """Sequences that a slice, and what is beside it, must have for anything to be said of it."""
 MISTAKEN = 0.05
 """Chance that any slice of a table is called surely worse where none is worse."""
+SHOWN = 3
+"""Prompts that are shown of a slice."""
 ALL = "all"
 BASELINES = ("fine-tuned", BEFORE)
 """By what a student is measured, the first that there is."""
@@ -123,8 +125,8 @@ def _recovered(tables: Mapping[str, Tokens], who: str, base: str | None, here_N:
         return {"against": base, "why": f"{len(counts_B)} sequences, and at least {FEWEST} are needed"}
     found = {"kl_nats": recovered(kl_B, within(before, gap_N(before), here_N)[0], np.zeros(len(kl_B)), counts_B)}
     if given:
-        nats_B = [within(mine, said.nats_N, here_N)[0] for said in (mine.student, before.student, mine.of("teacher"))]
-        found["ce_nats"] = recovered(*nats_B, counts_B)
+        own_B, base_B, their_B = (within(mine, said.nats_N, here_N)[0] for said in (mine.student, before.student, mine.of("teacher")))
+        found["ce_nats"] = recovered(own_B, base_B, their_B, counts_B)
     return {"against": base, **found}
 
 
@@ -134,7 +136,7 @@ def worst(found: Iterable[Slice], who: str, kinds: Sequence[str] | None = None) 
     return sorted(there, key=lambda each: -each["students"][who]["kl_nats"]["value"])
 
 
-def examples(each: Slice, who: str, tokens: Tokens, cut: Cut, texts: Sequence[Text], samples: Sequence[Mapping[str, Any]], most: int = 3) -> list[Any]:
+def examples(each: Slice, who: str, tokens: Tokens, cut: Cut, texts: Sequence[Text], samples: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Prompts of a slice with the answers of the teacher and of a student, those on which they are farthest apart first."""
     here_N = cut.place_N == cut.names.index(each["name"])
     sums_B, counts_B = tokens.sums(np.where(here_N, gap_N(tokens), 0.0)), tokens.sums(here_N.astype(float))
@@ -143,7 +145,7 @@ def examples(each: Slice, who: str, tokens: Tokens, cut: Cut, texts: Sequence[Te
     rows = [row for b in order if (row := texts[b].columns["row"]) in by_row]
     return [
         {"row": row, "prompt": by_row[row]["prompt"], "completions": {name: by_row[row]["completions"][name] for name in (TEACHER, who)}}
-        for row in list(dict.fromkeys(rows))[:most]
+        for row in list(dict.fromkeys(rows))[:SHOWN]
     ]
 
 
