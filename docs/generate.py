@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
+import measured_gaps  # noqa: E402
 from measured import table  # noqa: E402
 
 SCHEMA = ROOT / "limbeck" / "assets" / "recipe.schema.json"
@@ -263,7 +264,7 @@ def block(name: str) -> str:
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
         "digits": measured.digits,
-        **measured_arithmetic.TABLES,
+        **measured_arithmetic.TABLES, **measured_gaps.TABLES,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

@@ -47,8 +47,8 @@ def evaluate(
     found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, category)
     for columns, lines in shown(found):
         show_table(columns, lines)
-    for each in found["advice"]:
-        print(f"{each['of']}: {each['says']}\n  because {each['because']}")
+    for said in found["advice"]:
+        print(f"{said['of']}: {said['says']}\n  because {said['because']}")
     print("\n".join([*(f"missing: {each}" for each in found["missing"]), f"evaluation: {folder / 'evaluation.json'}"]))
 
 

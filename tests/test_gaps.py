@@ -96,7 +96,7 @@ def test_the_recovered_gap_is_that_of_its_formula() -> None:
 
 def test_the_interval_of_a_recovered_gap_holds_the_truth() -> None:
     held = 0
-    for seed in range(150):
+    for seed in range(100):
         draw = np.random.default_rng(seed)
         before_N = draw.gamma(2, 1.0, 60 * 3)
         after_N = before_N * draw.uniform(0.2, 0.6, 180)  # the true share closed is 0.6
@@ -104,7 +104,7 @@ def test_the_interval_of_a_recovered_gap_holds_the_truth() -> None:
         whole = next(slices_of("teacher", by_who, [], judged(list(by_who)), False))
         low, high = whole["students"]["after"]["recovered"]["kl_nats"]["interval"]
         held += low <= 0.6 <= high
-    assert held >= 133  # of 150 at 95 % fewer than 134 are seen once in a thousand times: binomial
+    assert held >= 88  # binomial(100, 0.95) is below 88 once in 700 times
 
 
 def test_without_a_gap_there_is_none_to_close() -> None:
@@ -146,12 +146,17 @@ def test_the_bound_is_that_of_bonferroni() -> None:
     assert found["at_least"] == pytest.approx(mine.mean() - rest.mean() - wide * error, rel=1e-3)
 
 
+def found_in(table: Tokens, cuts: list[Cut]) -> list[str]:
+    """The slices that are surely worse, and nothing else of them."""
+    parts = [(name, here_N) for cut in cuts for name, here_N in cut.parts()]
+    return [name for name, here_N in parts if above_rest(table, table.apart.kl_N, here_N, len(parts))["surely_worse"]]
+
+
 def test_none_is_found_where_there_is_none_but_once_in_twenty() -> None:
     mistaken = 0
     for seed in range(400):
         table, labels = noisy(seed)
-        found = list(slices_of("teacher", {"student": table}, cuts_of(table, labels), {}, False))
-        mistaken += bool(worst(found, "student"))
+        mistaken += bool(found_in(table, cuts_of(table, labels)))
     assert mistaken <= 31  # binomial(400, 0.05) is above 31 once in 200 times
 
 
@@ -163,8 +168,7 @@ def test_slices_of_uneven_sizes_and_lengths_are_not_found_by_mistake_either() ->
         level_B = draw.lognormal(0, 0.8, 80)
         table = tokens(lengths, np.repeat(level_B, lengths) * draw.lognormal(0, 0.4, lengths.sum()))
         labels = ["few" if n < 10 else "some" if n < 30 else "many" for n in range(80)]
-        found = list(slices_of("teacher", {"student": table}, [named("category", labels, table)], {}, False))
-        mistaken += bool(worst(found, "student"))
+        mistaken += bool(found_in(table, [named("category", labels, table)]))
     assert mistaken <= 25  # binomial(300, 0.05) is above 25 once in 200 times
 
 
@@ -172,8 +176,7 @@ def test_a_planted_slice_is_found() -> None:
     hits = 0
     for seed in range(50):
         table, labels = noisy(seed, above=2.0)
-        found = worst(slices_of("teacher", {"student": table}, cuts_of(table, labels), {}, False), "student")
-        hits += [each["name"] for each in found] == ["c3"]
+        hits += found_in(table, cuts_of(table, labels)) == ["c3"]
     assert hits >= 45
 
 
@@ -325,6 +328,16 @@ def test_more_of_what_is_surely_lacking() -> None:
     assert 'category "c3"' in says and told(rules.more_data, evidence(0.0)) == []
     (_, because), *_ = rules.more_data(evidence(3.0))
     assert "surely at least" in because and "12 sequences" in because
+
+
+def test_what_is_surely_but_hardly_worse_is_not_spoken_of() -> None:
+    draw = np.random.default_rng(2)
+    labels = [f"c{n % 5}" for n in range(60)]
+    hardly_B = 5 + 0.2 * np.array([label == "c3" for label in labels])
+    table = tokens([6] * 60, np.repeat(hardly_B, 6) + draw.normal(0, 0.05, 360))
+    found = list(slices_of("given", {"after": table}, cuts_of(table, labels), {"after": None}, True))
+    assert [each["name"] for each in worst(found, "after")] == ["c3"]
+    assert told(rules.more_data, Evidence("after", None, {}, found)) == []
 
 
 def test_a_better_teacher_only_where_it_is_surely_worse_itself() -> None:

@@ -18,6 +18,8 @@ from limbeck.transfer.tokens import Tokens
 
 LITTLE = 0.5
 """Share of a gap that is little to have closed."""
+WORTH = 0.1
+"""Share of the gap elsewhere by which a slice must surely be above it to be spoken of."""
 MOST = 3
 """Slices that one rule speaks of."""
 WARM = 1.0
@@ -38,11 +40,15 @@ class Evidence:
         return self.tables.get(who or self.who, {}).get(text)
 
     def worst_rows(self) -> list[Slice]:
-        """Categories or topics that are surely worse on the text on which most is known, the greatest gap first."""
+        """Categories or topics that are surely worse, by so much that it is worth a thought, on the text on which most is known."""
         for text in (GIVEN, TEACHER, OWN):
             if found := [each for each in self.slices if each["text"] == text]:
-                return worst(found, self.who, OF_ROWS)[:MOST]
+                return [each for each in worst(found, self.who, OF_ROWS) if self._counts(each["students"][self.who])][:MOST]
         return []
+
+    def _counts(self, mine: Mapping[str, Any]) -> bool:
+        rest_nats = mine["kl_nats"]["value"] - mine["above_rest"]["value"]
+        return bool(mine["above_rest"]["at_least"] > WORTH * rest_nats)
 
 
 Said = Iterator[tuple[str, str]]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.files import write_json
+from limbeck.teachers import Silent
 from limbeck.transfer.advice import Evidence, advised, percent
 from limbeck.transfer.gaps import examples, judged, slices_of, worst
 from limbeck.transfer.measure import GIVEN, OWN, Transfer
@@ -114,6 +115,8 @@ def analysed(transfer: Transfer, tables: Tables, samples: Sequence[Mapping[str, 
     """`gaps` and `advice` of evaluation.json; both empty where no teacher says whole distributions. What is missing is added to the transfer's."""
     made = Analysis(transfer, tables, samples)
     found = made.slices()
+    if not found and not isinstance(transfer.subjects.teacher, Silent):
+        made.missing.append(f"{transfer.subjects.teacher.name} says no whole distributions, so that there are no gaps to slice")
     transfer.missing += made.missing
     advice = list[dict[str, str]]()
     for who, base in made.students.items():
@@ -129,7 +132,7 @@ def shown_gaps(gaps: Sequence[Mapping[str, Any]], most: int = 3) -> list[tuple[l
         bad = worst((dict(each) for each in gaps if each["text"] == first), who)
         kept = [each for kind in dict.fromkeys(each["kind"] for each in bad) for each in [one for one in bad if one["kind"] == kind][:most]]
         title = f"{who} is surely worse at, on {TEXTS[first]}"
-        tables.append(([title, "", "sequences", "KL, nats", "above the rest, at least", "KL closed"], [_row(each, who) for each in kept]))
+        tables.append(([title, "sequences", "KL, nats", "above the rest, at least", "KL closed"], [_row(each, who) for each in kept]))
         top = next((each for each in kept if each["kind"] in OF_ROWS), kept[0])
         if shown := top["examples"][who]:
             answers = [[_short(one["prompt"]), *(_short(said) for said in one["completions"].values())] for one in shown]
@@ -141,7 +144,8 @@ def _row(each: Mapping[str, Any], who: str) -> list[str]:
     mine = each["students"][who]
     closed = mine.get("recovered", {}).get("kl_nats") or {}
     share = percent(closed) if closed.get("interval") else ""
-    return [each["kind"], each["name"], str(each["sequences"]), f"{mine['kl_nats']['value']:.3g}", f"{mine['above_rest']['at_least']:.3g}", share]
+    gap, at_least = mine["kl_nats"]["value"], mine["above_rest"]["at_least"]
+    return [f"{each['kind']} {each['name']}", str(each["sequences"]), f"{gap:.3g}", f"{at_least:.3g}", share]
 
 
 def _short(text: str, most: int = 80) -> str:
