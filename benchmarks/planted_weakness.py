@@ -175,9 +175,9 @@ def told(lab: Lab, arms: dict[str, dict[str, Any]]) -> None:
     settings = {"steps": STEPS, "prompts_of_a_step": AT_ONCE, "every": EVERY, "evaluated": EVALUATED, "looked_at": LOOKED_AT * len(KINDS)}
     means = {arm: summary(by) for arm, by in arms.items()}
     publish(lab.name, {"settings": settings, "summary": means, "student_gap_less_uniform": gains, "arms": arms})
-    series = {arm: [log_point(step, [by[seed]["curve"][n][f"{WEAK}: kl_nats"] for seed in by]) for n, step in enumerate(steps)]
-              for arm, by in arms.items() if arm != "found" and "one in 25" in arm
-              for steps in [[look["step"] for look in next(iter(by.values()))["curve"]]]}  # fmt: skip
+    seldom = {arm.replace(", one in 25", ""): list(by.values()) for arm, by in arms.items() if "one in 25" in arm}
+    series = {arm: [log_point(looks[0]["step"], [look[f"{WEAK}: kl_nats"] for look in looks])
+                    for looks in zip(*(each["curve"] for each in some), strict=True)] for arm, some in seldom.items()}  # fmt: skip
     if series:
         draw(lab.name, plot(series, "steps", "log10 of KL, nats", "The gap in the kind left out, one in 25 prompts"))
 
