@@ -38,6 +38,7 @@ import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
 import measured_exercises  # noqa: E402
+import measured_gaps  # noqa: E402
 import measured_layers  # noqa: E402
 import measured_tasks  # noqa: E402
 from measured import table  # noqa: E402
@@ -280,6 +281,7 @@ def block(name: str) -> str:
         "tasks": measured_tasks.tasks,
         "edits": prompt_edits,
         **measured_arithmetic.TABLES,
+        **measured_gaps.TABLES,
         **measured_layers.TABLES,
         **measured_exercises.TABLES,
     }  # fmt: skip

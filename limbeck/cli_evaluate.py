@@ -29,6 +29,8 @@ def evaluate(
     edit: Annotated[list[str] | None, typer.Option(help="For robustness: only this edit, or kind of edit; may be given again.")] = None,
     other: Annotated[str | None, typer.Option(help="For robustness: rows of another kind than --data's.")] = None,
     adversarial: Annotated[int, typer.Option(help="For robustness: steps of a search for a suffix that parts student and teacher.")] = 0,
+    category: Annotated[str | None, typer.Option(help="Column of the rows by which gaps are sliced; by default `category` where rows have it, else "
+                                                      "clusters of prompts.")] = None,
     acceptance: Annotated[bool, typer.Option("--acceptance", help="Measure how well --draft serves --target: acceptance, costs, speed.")] = False,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Print text of the pair, what was proposed in colour.")] = False,
     target: Annotated[str | None, typer.Option(help="For drafts: hub name, folder or GGUF file.")] = None,
@@ -56,9 +58,11 @@ def evaluate(
     judged = TasksAsked(tuple(tasks or ()), task_rows, task_max_tokens)
     subjects = asked_for(runs or [], student, teacher, baselines)
     folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
-    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged, robust)
+    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged, robust, category)
     for columns, lines in [*shown(found), *shown_robust(found.get("robustness"))]:
         show_table(columns, lines)
+    for said in found["advice"]:
+        print(f"{said['of']}: {said['says']}\n  because {said['because']}")
     missing = [*found["missing"], *found.get("robustness", {}).get("missing", [])]
     print("\n".join([*(f"missing: {each}" for each in missing), f"evaluation: {folder / 'evaluation.json'}"]))
 

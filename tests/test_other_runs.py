@@ -132,7 +132,7 @@ def test_what_transferred_is_measured_as_far_as_it_can_be(kind: str, home: Path,
     data = str(home / f"{kind}-heldout.jsonl")
     lb.distill(run_of(home, kind, save_every=None), tmp_path / "run")
     asked = Robustness(("mistyped",), adversarial=1)
-    found = evaluate_transfer(of_runs([tmp_path / "run"], None, False), Asked(data, max_tokens=8), tmp_path / "e", asked)
+    found = evaluate_transfer(of_runs([tmp_path / "run"], None, False), Asked(data, max_tokens=8), tmp_path / "e", robustness=asked)
     after = found["figures"]["after"]["given"]
     known = lb.Likelihood(data).run(*replace(run_of(home, kind), student=lb.Student(str(tmp_path / "run" / "student"), dtype="float32")).open_pair())
     assert after["kl_nats"]["value"] == pytest.approx(known["kl_nats"], rel=1e-4) and set(found["figures"]["after"]) == {"given"}

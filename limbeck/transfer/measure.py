@@ -23,6 +23,7 @@ from limbeck.student import Student
 from limbeck.targets import Targets
 from limbeck.teachers import Silent, Teacher
 from limbeck.transfer.rows import Asked, Rows, rows_of
+from limbeck.transfer.slices import categories
 from limbeck.transfer.subjects import TEACHER, Subjects
 from limbeck.transfer.tasks import Tasks, TasksAsked
 from limbeck.transfer.tokens import heard, table
@@ -39,10 +40,13 @@ AT_ONCE = 32
 
 
 class Transfer:
-    """An evaluation under way in its folder: subjects, rows, texts and tables, each made once."""
+    """An evaluation under way in its folder: subjects, rows, texts and tables, each made once. category: the column by which gaps are sliced."""
 
-    def __init__(self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None) -> None:
-        self.subjects, self.asked, self.out = subjects, asked, out
+    def __init__(
+        self, subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None,
+        category: str | None = None,
+    ) -> None:  # fmt: skip
+        self.subjects, self.asked, self.out, self.category = subjects, asked, out, category
         self.tasks = Tasks(tasks or TasksAsked(), asked, out)
         self.missing = list(subjects.missing)
         self.robustness = robustness and robustness.begun(self)
@@ -64,6 +68,7 @@ class Transfer:
             if place == 0:
                 self.vocabulary = student.live.vocabulary
                 self.rows = rows_of(self.asked, student)
+                categories(self.rows, self.category)  # refuses a column that no row has before anything is paid
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
             self._measure(name, student)
@@ -195,16 +200,18 @@ def _sizes(model: "OpenModel") -> dict[str, int]:
 
 
 def evaluate_transfer(
-    subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None
-) -> dict[str, Any]:
+    subjects: Subjects, asked: Asked, out: Path, tasks: TasksAsked | None = None, robustness: "Robustness | None" = None,
+    category: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure all of it into `out`; what `evaluation.json` holds. tasks: that are to be answered too. robustness: measure also under edited prompts.
+    category: the column by which gaps are sliced; by default "category" where rows have it, else clusters of prompts.
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
     from limbeck.transfer.summary import summed_up
 
     with claimed(out):
-        transfer = Transfer(subjects, asked, out, tasks, robustness)
+        transfer = Transfer(subjects, asked, out, tasks, robustness, category)
         transfer.run()
         found = summed_up(transfer)
         write_json(out / "evaluation.json", found)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.files import read_json, read_jsonl
+from limbeck.transfer.analysis import analysed, shown_gaps
 from limbeck.transfer.calibration import calibrations
 from limbeck.transfer.diversity import diversity
 from limbeck.transfer.figures import as_teacher, by_position, differences, figures
@@ -19,6 +20,8 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
     tables = {
         name: {text: Tokens.read(folder) for text in (GIVEN, TEACHER, OWN) if (folder := transfer.folder(name, text)).exists()} for name in names
     }
+    samples, calibration = _samples(transfer, names), _calibration(tables)
+    gaps = analysed(transfer, tables, samples, calibration)
     tasks = transfer.tasks.summed_up(names)  # it finds out what is missing
     return {
         "settings": read_json(transfer.out / "settings.json"),
@@ -27,9 +30,10 @@ def summed_up(transfer: Transfer) -> dict[str, Any]:
         "figures": _figures(tables),
         "differences": _differences(tables),
         "positions": {name: {text: by_position(each) for text, each in found.items()} for name, found in tables.items()},
-        "calibration": _calibration(tables),
+        "calibration": calibration,
         "diversity": {who: found for who in (TEACHER, *names) if (found := _diversity(transfer, who))},
-        "samples": _samples(transfer, names),
+        "samples": samples,
+        **gaps,
         "tasks": tasks,
         **({"robustness": transfer.robustness.found()} if transfer.robustness else {}),
     }  # fmt: skip
@@ -99,14 +103,14 @@ def _samples(transfer: Transfer, names: Sequence[str], most: int = 64) -> list[d
 
 
 def shown(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Tables for a terminal, one for each text: a row for each figure, a column for each model."""
+    """Tables for a terminal, one for each text: a row for each figure, a column for each model; then the worst slices and tasks."""
     tables = list[tuple[list[str], list[list[str]]]]()
     for text, title in ((GIVEN, "the data's text"), (TEACHER, "the teacher's text"), (OWN, "each one's own text")):
         by_who = {who: each[text] for who, each in found["figures"].items() if text in each}
         keys = dict.fromkeys(key for each in by_who.values() for key in each)
         rows = [[key, *(_cell(each.get(key)) for each in by_who.values())] for key in keys]
         tables += [([title, *by_who], rows)] if rows else []
-    return tables + task_tables(found["tasks"])
+    return tables + shown_gaps(found["gaps"]) + task_tables(found["tasks"])
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
