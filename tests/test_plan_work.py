@@ -167,7 +167,7 @@ def test_a_part_that_nobody_told_of_is_refused(home: Path) -> None:
         def score(self, parts: Any) -> Any:
             raise NotImplementedError
 
-    with pytest.raises(RecipeError, match=r"what Mute takes is not known; tell it with limbeck\.priced\.scored\.register"):
+    with pytest.raises(RecipeError, match=r"what Mute takes is not known; tell it with limbeck\.planning\.priced\.scored\.register"):
         scored(Mute(), [], scene(kd(home)))
 
 

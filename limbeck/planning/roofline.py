@@ -20,7 +20,7 @@ from limbeck.errors import RecipeError, did_you_mean
 from limbeck.planning.flops import learn_flops, read_flops, write_flops, written_bytes
 from limbeck.planning.work import Actor, Asking, Fetching, Heads, Inside, Learning, Moving, Piece, Reading, Stepping, Storing, Writing
 
-MACHINES = Path(__file__).parent / "assets" / "machines.json"
+MACHINES = Path(__file__).parent.parent / "assets" / "machines.json"
 SERVED_TOKENS_PER_SECOND = 50.0
 """Of one call of a server: assumed."""
 
