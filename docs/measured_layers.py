@@ -22,8 +22,8 @@ def depths() -> str:
     columns = ["KL by influence, nats a token", "even", "lower by", "perplexity by influence", "even", "lower by, nats a token"]
     asked = found["settings"]
     how = (
-        f"Taught for {asked['steps']} steps of {asked['sequences']} answers, learning rate {asked['learning_rate']:g}, seeds {_listed(asked['seeds'])}. "
-        f"{asked['held_out_sequences']} held-out answers, {asked['held_out_tokens']:,} tokens. Machine: {found['machine']['system']}, "
+        f"Taught for {asked['steps']} steps of {asked['sequences']} answers, learning rate {asked['learning_rate']:g}, "
+        f"seeds {_listed(asked['seeds'])}. {asked['held_out_sequences']} held-out answers, {asked['held_out_tokens']:,} tokens. Machine: {found['machine']['system']}, "
         f"{found['machine']['threads']} thread, torch {found['machine']['torch']}."
     )
     stay = [[depth, *(_listed(each["kept"][way]) for way in WAYS)] for depth, each in found["depths"].items()]
