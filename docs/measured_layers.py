@@ -23,8 +23,9 @@ def depths() -> str:
     asked = found["settings"]
     how = (
         f"Taught for {asked['steps']} steps of {asked['sequences']} answers, learning rate {asked['learning_rate']:g}, "
-        f"seeds {_listed(asked['seeds'])}. {asked['held_out_sequences']} held-out answers, {asked['held_out_tokens']:,} tokens. "
-        f"Machine: {found['machine']['system']}, {found['machine']['threads']} thread, torch {found['machine']['torch']}."
+        f"seeds {_listed(asked['seeds'])}. "
+        f"{asked['held_out_sequences']} held-out answers, {asked['held_out_tokens']:,} tokens. Machine: {found['machine']['system']}, "
+        f"{found['machine']['threads']} thread, torch {found['machine']['torch']}."
     )
     stay = [[depth, *(_listed(each["kept"][way]) for way in WAYS)] for depth, each in found["depths"].items()]
     tables = [table(["layers, as cut", *columns], cut), table(["layers, taught", *columns], taught), table(["layers", "by influence", "even"], stay)]
