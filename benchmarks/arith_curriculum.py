@@ -11,7 +11,7 @@ of all stand beside them. Reward (share of draws at temperature 1 whose sum is r
 the end, by size, on problems that nobody learnt from; their mean over sizes is the figure. Learning rate and pace were chosen by
 `arith_curriculum_grid.py`, with seed 0 on development problems; the arms called longer are as long as the runs there. A seed is other rows,
 another start and another order.
-Published: easy to hard learns faster, and ends no worse. Writes `arith_curriculum.json` and `.svg`.
+Hoped for: easy to hard is above shuffled, the whole of the interval. Writes `arith_curriculum.json` and `.svg`.
 """
 
 import random
