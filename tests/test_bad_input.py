@@ -283,9 +283,9 @@ CASES: dict[str, dict[str, tuple[list[str], str]]] = {
     "evaluate": {
         "data": (evaluate("--student student --data nothing.parquet"), "there is no file nothing.parquet"),
         "student": (evaluate("--student ./nobody --data train.jsonl"), "there is no folder ./nobody"),
-        "rows": (evaluate("--student student --data train.jsonl --rows -3"), "evaluation heldout: rows, max_tokens and tokens_per_pass must be"),
-        "no prompt": (evaluate("--student student --data text.jsonl --own-text"), "text.jsonl: a prompt was asked for, found columns text"),
-        "out": (evaluate("--student student --data train.jsonl --out notes.txt/figures.json"), "cannot write notes.txt/figures.json: "),
+        "rows": (evaluate("--student student --data train.jsonl --rows -3"), "rows, each, max_tokens and tokens_per_pass must be at least 1"),
+        "category": (evaluate("--student student --data train.jsonl --category kind"), "kind"),
+        "out": (evaluate("--student student --data train.jsonl --out notes.txt/figures"), "cannot write to notes.txt/figures ("),
         "vocabulary": (evaluate("--student student --teacher swapped --data train.jsonl"), "the vocabularies of student and teacher differ"),
     },
     "report": {
@@ -327,7 +327,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments: list[str], line: str, home
         (["dstill", "kd"], "No such command 'dstill'"),
         (["distill"], "Missing argument"),
         (["distill", "kd", "--tempature", "2"], "No such option: --tempature"),
-        (["evaluate", "--data", "train.jsonl"], "evaluate needs --student, or --target and --draft"),
+        (["evaluate", "--data", "train.jsonl"], "run folders or --student say who is measured"),
         (["evaluate", "--student", "student", "--data", "train.jsonl", "--rows", "many"], "Invalid value for '--rows'"),
     ],
 )

@@ -66,10 +66,11 @@ def launch(work: Path) -> None:
 
 
 def near(one: dict, two: dict) -> None:
-    """Two rows of metrics, to 1e-5."""
+    """Two rows of metrics, to 1e-5; bounds of intervals are quantiles of resamples, and jump where two of those change places."""
     assert one.keys() == two.keys()
     for key, value in one.items():
-        assert two[key] == (pytest.approx(value, rel=1e-5, abs=1e-7) if isinstance(value, float | list) else value), key
+        exact = 1e-3 if key.endswith("_interval") else 1e-5
+        assert two[key] == (pytest.approx(value, rel=exact, abs=1e-7) if isinstance(value, float | list) else value), key
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -62,13 +62,14 @@ class Transfer:
 
     def run(self) -> None:
         """Open one student after the other, and measure it."""
-        write_json(self.out / "settings.json", self._settings())
+        asked = self._settings()
         for place, (name, settings) in enumerate(self.subjects.students.items()):
             student = self._opened(settings)
             if place == 0:
                 self.vocabulary = student.live.vocabulary
                 self.rows = rows_of(self.asked, student)
                 categories(self.rows, self.category)  # refuses a column that no row has before anything is paid
+                write_json(self.out / "settings.json", asked)  # only now: what was refused leaves no trace
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
             self._measure(name, student)
