@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import limbeck.condensing
 import limbeck.methods
+from limbeck import pipeline, shrink  # noqa: F401  # parts of theirs are known once they are read
 from limbeck.config import Part, build, import_object, override, part, plain, to_yaml
 from limbeck.data import Data
 from limbeck.decoding import Sampling
@@ -28,9 +29,10 @@ NEEDED = {"model": "a/b", "data": "a.jsonl", "prompts": "p.jsonl", "path": "a.js
           "terms": [ForwardKL()], "first": OnPolicy("p.jsonl"), "second": Corpus("a.jsonl"), "source": Corpus("a.jsonl"),
           "folder": "teacher-scores", "teachers": {"one": Local("a"), "two": Local("b")}, "base_url": "http://127.0.0.1/v1",
           "teacher": Local("a"), "writer": Local("a"), "seeds": "seeds.jsonl", "count": 5, "verifier": "Number()",
-          "scale": 1.5, "hint": "{answer}", "rows": 3, "method": "Herding('a/b', rows=3)"}  # fmt: skip
+          "scale": 1.5, "hint": "{answer}", "rows": 3, "method": "Herding('a/b', rows=3)",
+          "stages": {"one": Recipe(Student("a/b"), Corpus("a.jsonl"))}}  # fmt: skip
 """A value for each setting that has no default."""
-EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}, "Order": {"prompts": Data("p.jsonl")}}
+EITHER = {"Regex": {"pattern": "a"}, "JsonSchema": {"schema": {"type": "object"}}, "Order": {"prompts": Data("p.jsonl")}, "Shape": {"layers": 2}}
 """What parts need of which one or the other is enough."""
 
 
