@@ -122,7 +122,7 @@ def test_temperature_mends_a_model_that_is_too_sure() -> None:
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 12, generator=random) * 1.5
     token = torch.multinomial(torch.softmax(logits, -1), 1, generator=random).squeeze(1)
-    columns = {name.removeprefix("student."): value.numpy() for name, value in side("student", 2.5 * logits, token)[1].items()}
+    columns = {name.removeprefix("student."): value.numpy() for name, value in side("student", 2.5 * logits, token)[2].items()}
     made = Tokens(np.arange(4000) // 40, np.arange(4000) % 40, token.numpy(), np.full(100, 40), Said(**columns))
     both = calibrations(made)
     assert both["raw"]["error"] > 0.15 and both["raw"]["confidence"] > both["raw"]["accuracy"]

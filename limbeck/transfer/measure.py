@@ -26,7 +26,7 @@ from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.slices import categories
 from limbeck.transfer.subjects import TEACHER, Subjects
 from limbeck.transfer.tasks import Tasks, TasksAsked
-from limbeck.transfer.tokens import heard, table
+from limbeck.transfer.tokens import TEMPERATURES, heard, table
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ class Transfer:
         if folder.exists():
             return
         said: Any = self._said(text, name, texts)
-        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text").save(folder)
+        warm = () if text == OWN else TEMPERATURES  # how sure one is of one's own words says nothing
+        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text", warm).save(folder)
 
     def _said(self, text: str, name: str, texts: Sequence[Text]) -> list[Targets]:
         """What the teacher says of these texts; of those that several students meet it is kept."""

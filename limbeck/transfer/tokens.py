@@ -190,32 +190,36 @@ def logits_of(said: Targets, chunk: slice) -> Tensor | None:
 
 def _block(student_CV: Tensor | None, teacher_CV: Tensor | None, token_C: Tensor, temperatures: Sequence[float]) -> dict[str, Tensor]:
     assert student_CV is not None
-    log_q_CV, found = side("student", student_CV, token_C, temperatures)
+    log_q_CV, q_CV, found = side("student", student_CV, token_C, temperatures)
     if teacher_CV is None:
         return found
-    log_p_CV, theirs = side("teacher", teacher_CV, token_C, temperatures)
-    p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
+    log_p_CV, p_CV, theirs = side("teacher", teacher_CV, token_C, temperatures)
+    apart_CV = log_p_CV.sub_(log_q_CV)
     return found | theirs | {
-        "apart.kl_N": _expected(p_CV, log_p_CV, log_q_CV),
-        "apart.reverse_kl_N": _expected(q_CV, log_q_CV, log_p_CV),
+        "apart.kl_N": _expected(p_CV, apart_CV),
+        "apart.reverse_kl_N": -_expected(q_CV, apart_CV),
         "apart.accepted_N": torch.minimum(p_CV, q_CV).sum(-1),
     }  # fmt: skip
 
 
-def side(name: str, logits_CV: Tensor, token_C: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> tuple[Tensor, dict[str, Tensor]]:
-    """One model's columns at some tokens, each as `name.column`, and its log-probabilities [C, V] beside them."""
+def side(name: str, logits_CV: Tensor, token_C: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Log-probabilities and probabilities [C, V] of one model at some tokens, and its columns there, each as `name.column`."""
     greatest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
     shifted_CV = logits_CV - greatest_C1
     missed_C = -shifted_CV.gather(1, token_C[:, None]).squeeze(1)
-    log_sums = [(shifted_CV / temperature).exp().sum(-1).log() for temperature in temperatures]
+    log_sums = [(shifted_CV / temperature).exp_().sum(-1).log() for temperature in temperatures]
     log_sum_CG = torch.stack(log_sums, 1) if log_sums else shifted_CV.new_empty(len(token_C), 0)
-    log_sum_C = shifted_CV.exp().sum(-1).log()
-    log_CV = shifted_CV - log_sum_C[:, None]
-    columns = {"nats_N": log_sum_C + missed_C, "entropy_N": _expected(log_CV.exp(), torch.zeros_like(log_CV), log_CV), "top_N": top_C1.squeeze(1),
+    p_CV = shifted_CV.exp()
+    sum_C1 = p_CV.sum(-1, keepdim=True)
+    p_CV, log_CV, log_sum_C = p_CV.div_(sum_C1), shifted_CV.sub_(sum_C1.log()), sum_C1.squeeze(1).log()
+    columns = {"nats_N": log_sum_C + missed_C, "entropy_N": -_expected(p_CV, log_CV), "top_N": top_C1.squeeze(1),
                "confidence_N": (-log_sum_C).exp(), "missed_N": missed_C, "log_sum_NG": log_sum_CG}  # fmt: skip
-    return log_CV, {f"{name}.{key}": value for key, value in columns.items()}
+    return log_CV, p_CV, {f"{name}.{key}": value for key, value in columns.items()}
 
 
-def _expected(p_CV: Tensor, log_a_CV: Tensor, log_b_CV: Tensor) -> Tensor:
-    """Sum of p (log a - log b), where outcomes without mass count nothing."""
-    return torch.where(p_CV > 0, p_CV * (log_a_CV - log_b_CV), 0.0).sum(-1)
+def _expected(p_CV: Tensor, value_CV: Tensor) -> Tensor:
+    """Sum of p times a value, where outcomes without mass count nothing, whatever their value."""
+    found_C = (p_CV * value_CV).sum(-1)
+    if bool(torch.isfinite(found_C).all()):
+        return found_C
+    return torch.where(p_CV > 0, p_CV * value_CV, 0.0).sum(-1)
