@@ -278,7 +278,7 @@ def block(name: str) -> str:
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
         "digits": measured.digits, "export_gguf": measured.export_gguf, "plan": measured.plan,
-        "tasks": measured_tasks.tasks,
+        "tasks": measured_tasks.tasks, "transfer_time": measured_tasks.transfer_time,
         "edits": prompt_edits,
         **measured_arithmetic.TABLES,
         **measured_gaps.TABLES,

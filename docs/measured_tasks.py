@@ -1,4 +1,4 @@
-"""The table of the page on tasks, from what the benchmark found."""
+"""The tables of what transferred: tasks, and how long it takes, from what the benchmarks found."""
 
 from typing import Any
 
@@ -14,6 +14,16 @@ def tasks() -> str:
             cells = [_cell(by.get(who)) for who in ("teacher", "student")]
             rows.append([f"{name}: {task['shape']}, {task['prompts']} prompts", f"`{figure}`", *cells, _cell(apart.get(figure))])
     return table(["task", "figure", "teacher", "student", "student less teacher"], rows)
+
+
+def transfer_time() -> str:
+    """Seconds of a whole evaluation, and of one that was killed."""
+    found = results("transfer_time")
+    again = found["killed_and_again_seconds"]
+    kills = "once" if len(again) == 2 else f"{len(again) - 1} times"
+    rows = [["whole", f"{found['whole_seconds']:.0f}"], [f"killed {kills}, and begun again", " + ".join(f"{each:.0f}" for each in again)],
+            ["the same figures", "yes" if found["same_figures"] else "no"]]  # fmt: skip
+    return table(["an evaluation", "seconds"], rows)
 
 
 def _by_figure(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
