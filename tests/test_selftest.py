@@ -65,7 +65,8 @@ def test_rounding_that_a_temperature_multiplies_is_no_fault(home, tmp_path, pair
             weight.mul_(1 + near * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     made.save_pretrained(folder)
     teacher = Local(str(folder), dtype="float32").load(pair[0])
-    self_test(pair[0], teacher, Objective([ForwardKL(temperature=temperature), CrossEntropy()]))
+    done = self_test(pair[0], teacher, Objective([ForwardKL(temperature=temperature), CrossEntropy()]))
+    assert done.gradient is not None and done.gradient > 0
 
 
 def test_fresh_adapters_say_what_the_student_says_at_first(home) -> None:
