@@ -48,7 +48,6 @@ def evaluate(
                        (acceptance or not show_drafts, show_drafts), out)  # fmt: skip
     from limbeck.transfer.measure import evaluate_transfer
     from limbeck.transfer.robustness import asked_for as asked_robust
-    from limbeck.transfer.robustness import shown as shown_robust
     from limbeck.transfer.rows import Asked
     from limbeck.transfer.subjects import asked_for
     from limbeck.transfer.summary import shown
@@ -59,7 +58,7 @@ def evaluate(
     subjects = asked_for(runs or [], student, teacher, baselines)
     folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
     found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged, robust, category)
-    for columns, lines in [*shown(found), *shown_robust(found.get("robustness"))]:
+    for columns, lines in shown(found):
         show_table(columns, lines)
     for said in found["advice"]:
         print(f"{said['of']}: {said['says']}\n  because {said['because']}")

@@ -31,7 +31,24 @@ def interval(sums_B: Numbers, counts_B: Numbers, seed: int = 0) -> list[float]:
     sums, counts = np.asarray(sums_B, float), np.asarray(counts_B, float)
     chosen = drawn(len(sums), seed)
     estimate = sums.sum() / counts.sum()
-    return bounds(estimate, sums[chosen].sum(1) / counts[chosen].sum(1), sums - estimate * counts)
+    return bounds(estimate, redrawn(sums, counts, chosen), sums - estimate * counts)
+
+
+def mean(sums_B: Numbers, counts_B: Numbers) -> dict[str, Any]:
+    """sum / count with its interval, as `value` and `interval`."""
+    sums, counts = np.asarray(sums_B, float), np.asarray(counts_B, float)
+    return {"value": float(sums.sum() / counts.sum()), "interval": interval(sums, counts)}
+
+
+def redrawn(sums_B: Array, counts_B: Array, chosen_RB: Array) -> Array:
+    """sum / count of each resample [R]."""
+    return sums_B[chosen_RB].sum(1) / counts_B[chosen_RB].sum(1)
+
+
+def lean(sums_B: Array, counts_B: Array) -> Array:
+    """How each sequence pulls sum / count: the ratio's linear part; its sum is 0."""
+    total = counts_B.sum()
+    return (sums_B - sums_B.sum() / total * counts_B) / total
 
 
 def paired(mine_B: Numbers, theirs_B: Numbers, counts_B: Numbers, their_counts_B: Numbers | None = None, seed: int = 0) -> dict[str, Any]:
@@ -39,10 +56,18 @@ def paired(mine_B: Numbers, theirs_B: Numbers, counts_B: Numbers, their_counts_B
     mine, theirs, counts = (np.asarray(each, float) for each in (mine_B, theirs_B, counts_B))
     others = counts if their_counts_B is None else np.asarray(their_counts_B, float)
     chosen = drawn(len(mine), seed)
-    mean, their_mean = mine.sum() / counts.sum(), theirs.sum() / others.sum()
-    resampled = mine[chosen].sum(1) / counts[chosen].sum(1) - theirs[chosen].sum(1) / others[chosen].sum(1)
-    lean = (mine - mean * counts) / counts.sum() - (theirs - their_mean * others) / others.sum()
-    return {"value": float(mean - their_mean), "interval": bounds(mean - their_mean, resampled, lean)}
+    apart = mine.sum() / counts.sum() - theirs.sum() / others.sum()
+    resampled = redrawn(mine, counts, chosen) - redrawn(theirs, others, chosen)
+    return {"value": float(apart), "interval": bounds(apart, resampled, lean(mine, counts) - lean(theirs, others))}
+
+
+def unpaired(mine_A: Numbers, counts_A: Numbers, theirs_B: Numbers, counts_B: Numbers) -> dict[str, Any]:
+    """By how much mine is above theirs on other sequences, with its interval; each sample is drawn again on its own."""
+    mine, counts, theirs, others = (np.asarray(each, float) for each in (mine_A, counts_A, theirs_B, counts_B))
+    one, two = drawn(len(mine), 0), drawn(len(theirs), 1)
+    apart = mine.sum() / counts.sum() - theirs.sum() / others.sum()
+    pull = np.concatenate([lean(mine, counts), -lean(theirs, others)])
+    return {"value": float(apart), "interval": bounds(apart, redrawn(mine, counts, one) - redrawn(theirs, others, two), pull)}
 
 
 def recovered(student_B: Numbers, baseline_B: Numbers, teacher_B: Numbers, counts_B: Numbers, seed: int = 0) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from limbeck.batch import Batch, Text
 from limbeck.errors import VocabularyError
-from limbeck.evaluate.statistics import Array, interval, paired
+from limbeck.evaluate.statistics import Array, mean, paired
 from limbeck.files import read_json, write_json
 from limbeck.lazy import Tensor, torch
 from limbeck.models import Model
@@ -29,6 +29,7 @@ from limbeck.progress import Progress
 from limbeck.prompts import Prompts
 from limbeck.student import Student
 from limbeck.teachers import Teacher
+from limbeck.transfer.figures import told
 from limbeck.transfer.measure import Transfer, file_name
 from limbeck.transfer.tokens import logits_of, passed
 from limbeck.vocabulary import Vocabulary
@@ -197,16 +198,12 @@ class Search:
         clean, mine, *controls = found["aim"].reshape(len(asked), len(others))
         sides = {name.partition(".")[0]: found[name].reshape(len(asked), -1) for name in ("student.nats_N", "teacher.nats_N") if name in found}
         return {
-            "clean": _mean(clean, tokens), "found": _mean(mine, tokens), "random": _mean(np.mean(controls, 0), tokens),
+            "clean": mean(clean, tokens), "found": mean(mine, tokens), "random": mean(np.mean(controls, 0), tokens),
             "above_random": paired(mine, np.mean(controls, 0), tokens), "random_each": [float(each.sum() / tokens.sum()) for each in controls],
             "lost": {side: paired(each[1], each[0], tokens) for side, each in sides.items()},
             "searched_rows": [answer.row for answer in self.answers[: self.split]], "measured_rows": [self.answers[a].row for a in others],
             "aim": "kl_nats" if "apart.kl_N" in found else "ce_nats", "text": self.vocabulary.text(suffix),
         }  # fmt: skip
-
-
-def _mean(sums: Array, tokens: Array) -> dict[str, Any]:
-    return {"value": float(sums.sum() / tokens.sum()), "interval": interval(sums, tokens)}
 
 
 def searched(transfer: Transfer, name: str, student: Student, answers: "Sequence[Answer]", steps: int) -> str | None:
@@ -249,9 +246,5 @@ def results(transfer: Transfer) -> dict[str, Any]:
 
 def suffixes(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
     """A table for a terminal, where anything was searched."""
-
-    def said(figure: Mapping[str, Any]) -> str:
-        return f"{figure['value']:.3g} ({figure['interval'][0]:.3g} to {figure['interval'][1]:.3g})"
-
-    rows = [[name, *(said(each[key]) for key in ("clean", "random", "found", "above_random")), each["text"]] for name, each in found.items()]
+    rows = [[name, *(told(each[key]) for key in ("clean", "random", "found", "above_random")), each["text"]] for name, each in found.items()]
     return [(["suffix, nats on other prompts", "none", "random", "found", "found less random", "text"], rows)] if rows else []

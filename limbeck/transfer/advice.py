@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.evaluate.statistics import interval, paired
+from limbeck.transfer.figures import told
 from limbeck.transfer.gaps import ALL, FEWEST, Slice, gap_N, is_of_rows, worst
 from limbeck.transfer.measure import GIVEN, OWN
 from limbeck.transfer.slices import OF_ROWS
@@ -93,7 +94,7 @@ def on_policy(found: Evidence) -> Said:
         yield (
             "learn on the student's own text (OnPolicy, or Mix with it): it meets prefixes there that nobody taught it (exposure bias)",
             f"from token {late} on, KL to the teacher is {sums[0].sum() / counts[0].sum():.3g} nats a token on its own text and "
-            f"{sums[1].sum() / counts[1].sum():.3g} on the teacher's: {_figure(apart)} more",
+            f"{sums[1].sum() / counts[1].sum():.3g} on the teacher's: {told(apart)} more",
         )
 
 
@@ -112,7 +113,7 @@ def fine_tuning(found: Evidence) -> Said:
     if apart["interval"][0] > 0:
         yield (
             f'fine-tuning on the text alone is enough here, or another objective (+ CrossEntropy(), another divergence): "{name}" is better',
-            f"the student pays {_figure(apart)} nats a token more for the data's text than \"{name}\" does",
+            f"the student pays {told(apart)} nats a token more for the data's text than \"{name}\" does",
         )  # fmt: skip
 
 
@@ -162,11 +163,6 @@ def advised(found: Evidence) -> list[dict[str, str]]:
 
 def _of(each: Slice) -> str:
     return f'{each["kind"]} "{each["name"]}"'
-
-
-def _figure(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{figure['value']:.3g} ({low:.3g} to {high:.3g})"
 
 
 def percent(figure: Mapping[str, Any]) -> str:

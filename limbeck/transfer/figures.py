@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.evaluate.statistics import Array, interval, paired
+from limbeck.evaluate.statistics import Array, mean, paired
 from limbeck.transfer.tokens import Tokens
 
 Figure = dict[str, Any]
@@ -63,8 +63,7 @@ def figures(tokens: Tokens) -> dict[str, Figure]:
     """Means over tokens (or bytes), and perplexity."""
     found = dict[str, Figure]()
     for name, values_N in values(tokens).items():
-        sums_B, counts_B = tokens.sums(values_N), counts(tokens, name)
-        found[name] = {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B)}
+        found[name] = mean(tokens.sums(values_N), counts(tokens, name))
     nats = found["ce_nats"]
     return {"perplexity": {"value": float(np.exp(nats["value"])), "interval": [float(np.exp(each)) for each in nats["interval"]]}, **found}
 
@@ -82,22 +81,40 @@ def as_teacher(tokens: Tokens) -> Tokens:
     return Tokens(tokens.sequence_N, tokens.position_N, tokens.token_N, tokens.bytes_B, tokens.of("teacher"))
 
 
+def within(tokens: Tokens, values_N: Array, here_N: Array) -> tuple[Array, Array]:
+    """Sums and counts over some of the tokens, of the sequences that have any."""
+    sums_B, counts_B = tokens.sums(np.where(here_N, values_N, 0.0)), tokens.sums(here_N.astype(float))
+    return sums_B[counts_B > 0], counts_B[counts_B > 0]
+
+
+def stretches(position_N: Array) -> Array:
+    """In which stretch of its completion each token stands; stretches double: 0, 1, 2 to 3, 4 to 7 and on."""
+    return np.where(position_N > 0, np.floor(np.log2(np.maximum(position_N, 1))) + 1, 0).astype(int)
+
+
+def ends(stretch: int) -> tuple[int, int]:
+    """The first and the last place of a stretch."""
+    return (2 ** (stretch - 1), 2**stretch - 1) if stretch else (0, 0)
+
+
 def by_position(tokens: Tokens) -> list[dict[str, Any]]:
-    """Figures beside the teacher by the token's place in its completion, in stretches that double: 0, 1, 2 to 3, 4 to 7 and on."""
-    found, known = list[dict[str, Any]](), values(tokens)
-    place_N = np.where(tokens.position_N > 0, np.floor(np.log2(np.maximum(tokens.position_N, 1))) + 1, 0).astype(int)
-    for place in np.unique(place_N):
-        here_N = place_N == place
-        counts_B = tokens.sums(here_N.astype(float))
-        there = counts_B > 0
-        row: dict[str, Any] = {"first": int(2 ** (place - 1)) if place else 0, "last": int(2**place - 1) if place else 0, "tokens": int(here_N.sum())}
+    """Figures beside the teacher by the token's place in its completion, in stretches."""
+    found, known, place_N = list[dict[str, Any]](), values(tokens), stretches(tokens.position_N)
+    for place in np.unique(place_N).tolist():
+        here_N, (first, last) = place_N == place, ends(place)
+        row: dict[str, Any] = {"first": first, "last": last, "tokens": int(here_N.sum())}
         for name in BESIDE_TEACHER if tokens.apart is not None else ("ce_nats",):
-            sums_B = tokens.sums(np.where(here_N, known[name], 0.0))[there]
-            row[name] = {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B[there])}
+            row[name] = mean(*within(tokens, known[name], here_N))
         found.append(row)
     return found
 
 
-def flat(found: Mapping[str, Figure]) -> dict[str, float]:
-    """The values alone."""
-    return {name: each["value"] for name, each in found.items()}
+def told(figure: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A figure with its interval, for people to read; empty where there is none."""
+    if figure is None or figure["value"] is None:
+        return ""
+    value = f"{figure['value']:.{digits}g}"
+    if figure["interval"] is None:
+        return value
+    low, high = figure["interval"]
+    return f"{value} ({low:.{digits}g} to {high:.{digits}g})"

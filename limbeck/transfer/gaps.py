@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from limbeck.batch import Text
-from limbeck.evaluate.statistics import Array, interval, recovered, student_t
+from limbeck.evaluate.statistics import Array, interval, lean, recovered, student_t
+from limbeck.transfer.figures import within
 from limbeck.transfer.slices import OF_ROWS, Cut
 from limbeck.transfer.subjects import AFTER, BEFORE, TEACHER
 from limbeck.transfer.tokens import Tokens
@@ -90,12 +91,6 @@ def figure(tokens: Tokens, values_N: Array, here_N: Array) -> dict[str, Any]:
     return {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B) if len(counts_B) >= FEWEST else None}
 
 
-def within(tokens: Tokens, values_N: Array, here_N: Array) -> tuple[Array, Array]:
-    """Sums and counts over the tokens of a slice, of the sequences that have any."""
-    sums_B, counts_B = tokens.sums(np.where(here_N, values_N, 0.0)), tokens.sums(here_N.astype(float))
-    return sums_B[counts_B > 0], counts_B[counts_B > 0]
-
-
 def above_rest(tokens: Tokens, values_N: Array, here_N: Array, compared: int) -> dict[str, Any]:
     """By how much a slice's mean is above that of all other tokens, at least by how much, and whether that is surely worse.
 
@@ -109,7 +104,7 @@ def above_rest(tokens: Tokens, values_N: Array, here_N: Array, compared: int) ->
     found: dict[str, Any] = {"value": float(mean - their_mean), "at_least": None, "compared": compared}
     if _enough(tokens, here_N):
         fewest = int(min((counts_B > 0).sum(), (their_counts_B > 0).sum()))
-        lean_B = (sums_B - mean * counts_B) / counts_B.sum() - (others_B - their_mean * their_counts_B) / their_counts_B.sum()
+        lean_B = lean(sums_B, counts_B) - lean(others_B, their_counts_B)
         wide = student_t(fewest - 1, 1 - MISTAKEN / compared) * (fewest / (fewest - 1)) ** 0.5
         found["at_least"] = float(mean - their_mean - wide * np.sqrt((lean_B**2).sum()))
     return {"above_rest": found, "surely_worse": found["at_least"] is not None and found["at_least"] > 0}

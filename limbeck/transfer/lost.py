@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.evaluate.statistics import Array, bounds, drawn, interval, paired
+from limbeck.evaluate.statistics import Array, bounds, drawn, interval, lean, mean, paired, redrawn, unpaired
 from limbeck.transfer.figures import Figure, as_teacher, counts, differences, figures, values
 from limbeck.transfer.tokens import Apart, Said, Tokens
 
@@ -34,8 +34,7 @@ def under(edited: Tokens, clean: Tokens) -> dict[str, Any]:
     """The figures of one model under an edit; by how much each is above the clean one (`lost`, paired); and how often it holds the same
     token likeliest as after the clean prompt (`steady`). Both tables are of the same answers."""
     sums_B, counts_B = edited.sums((edited.student.top_N == clean.student.top_N).astype(float)), edited.counts_B
-    steady = {"value": float(sums_B.sum() / counts_B.sum()), "interval": interval(sums_B, counts_B)}
-    return {**alone(edited), "steady": steady, "lost": _shown(differences(edited, clean))}
+    return {**alone(edited), "steady": mean(sums_B, counts_B), "lost": _shown(differences(edited, clean))}
 
 
 def _shown(found: dict[str, Figure]) -> dict[str, Figure]:
@@ -50,18 +49,9 @@ def alone(tokens: Tokens) -> dict[str, Any]:
 def beside(other: Tokens, clean: Tokens) -> dict[str, Any]:
     """The figures of one model on other text, and by how much each is above its own on the clean text: of two samples, not of pairs."""
     mine, theirs = values(other), values(clean)
-    lost = {name: _unpaired(other.sums(mine[name]), counts(other, name), clean.sums(theirs[name]), counts(clean, name))
+    lost = {name: unpaired(other.sums(mine[name]), counts(other, name), clean.sums(theirs[name]), counts(clean, name))
             for name in SHOWN if name in mine and name in theirs}  # fmt: skip
     return {**alone(other), "lost": lost}
-
-
-def _unpaired(mine_A: Array, counts_A: Array, theirs_B: Array, counts_B: Array) -> Figure:
-    """By how much a mean is above that of other sequences; each sample is drawn again on its own."""
-    one, two = drawn(len(mine_A), 0), drawn(len(theirs_B), 1)
-    mine, theirs = mine_A.sum() / counts_A.sum(), theirs_B.sum() / counts_B.sum()
-    resampled = mine_A[one].sum(1) / counts_A[one].sum(1) - theirs_B[two].sum(1) / counts_B[two].sum(1)
-    lean = np.concatenate([(mine_A - mine * counts_A) / counts_A.sum(), -(theirs_B - theirs * counts_B) / counts_B.sum()])
-    return {"value": float(mine - theirs), "interval": bounds(mine - theirs, resampled, lean)}
 
 
 def kept(lost_B: Array, worth_B: Array, their_lost_B: Array, their_worth_B: Array) -> dict[str, Any]:
@@ -85,8 +75,8 @@ def kept(lost_B: Array, worth_B: Array, their_lost_B: Array, their_worth_B: Arra
             return {"value": None, "interval": None, "why": f"the prompt may be worth nothing to {who}: {low:.3g} to {high:.3g} nats an answer"}
     chosen = drawn(len(lost_B))
     share, theirs = lost_B.sum() / worth_B.sum(), their_lost_B.sum() / their_worth_B.sum()
-    resampled = 1 - (lost_B[chosen].sum(1) / worth_B[chosen].sum(1) - their_lost_B[chosen].sum(1) / their_worth_B[chosen].sum(1))
-    lean_B = (their_lost_B - theirs * their_worth_B) / their_worth_B.sum() - (lost_B - share * worth_B) / worth_B.sum()
+    resampled = 1 - (redrawn(lost_B, worth_B, chosen) - redrawn(their_lost_B, their_worth_B, chosen))
+    lean_B = lean(their_lost_B, their_worth_B) - lean(lost_B, worth_B)
     value = 1 - (share - theirs)
     return {"value": float(value), "interval": bounds(value, resampled, lean_B), "share_lost": float(share), "teacher_share_lost": float(theirs)}
 

@@ -18,6 +18,7 @@ from limbeck.student import Student
 from limbeck.targets import Targets
 from limbeck.transfer.adversarial import results, searched, suffixes
 from limbeck.transfer.edits import Edit, chosen, edits
+from limbeck.transfer.figures import told
 from limbeck.transfer.lost import Losses, alone, beside, only, sides, under
 from limbeck.transfer.measure import GIVEN, Transfer
 from limbeck.transfer.other import OTHER, other_texts
@@ -306,16 +307,8 @@ def _table(name: str, found: Mapping[str, Any], kept: Mapping[str, Any]) -> tupl
     rows = list[list[str]]()
     for edit, by_who in found["figures"].items():
         mine, theirs = by_who[name], by_who.get(TEACHER, {})
-        lost = [cell(each.get("lost", {}).get("ce_nats")) for each in (theirs, mine)]
+        lost = [told(each.get("lost", {}).get("ce_nats")) for each in (theirs, mine)]
         prompts = str(found["edits"][edit]["prompts"]) if edit in found["edits"] else ""
         plain = [f"{mine[key]['value']:.3g}" if key in mine else "" for key in ("kl_nats", "agreement")]
-        rows.append([edit, prompts, *lost, *plain, cell(kept.get(edit))])
-    return columns, [*rows, ["all edits", *[""] * 5, cell(kept.get("all"))]]
-
-
-def cell(figure: Mapping[str, Any] | None) -> str:
-    """A figure with its interval; empty where there is none."""
-    if figure is None or figure["value"] is None:
-        return ""
-    low, high = figure["interval"]
-    return f"{figure['value']:.3g} ({low:.3g} to {high:.3g})"
+        rows.append([edit, prompts, *lost, *plain, told(kept.get(edit))])
+    return columns, [*rows, ["all edits", *[""] * 5, told(kept.get("all"))]]

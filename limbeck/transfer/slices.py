@@ -14,6 +14,7 @@ import numpy as np
 from limbeck.batch import Text
 from limbeck.errors import DataError, did_you_mean
 from limbeck.evaluate.statistics import Array
+from limbeck.transfer.figures import ends, stretches
 from limbeck.transfer.rows import Rows
 from limbeck.transfer.tokens import Tokens
 from limbeck.vocabulary import Vocabulary
@@ -100,10 +101,10 @@ def labels(texts: Sequence[Text], found: Mapping[int, str]) -> list[str | None]:
 
 
 def by_position(tokens: Tokens) -> Cut:
-    """The token's place in its completion, in stretches that double: 0, 1, 2 to 3, 4 to 7 and on."""
-    place_N = np.where(tokens.position_N > 0, np.floor(np.log2(np.maximum(tokens.position_N, 1))) + 1, 0).astype(int)
-    most = int(place_N.max(initial=0))
-    return Cut(POSITION, ["0", "1", *(f"{2 ** (n - 1)} to {2**n - 1}" for n in range(2, most + 1))], place_N)
+    """The token's place in its completion, in stretches."""
+    place_N = stretches(tokens.position_N)
+    bounds = [ends(place) for place in range(int(place_N.max(initial=0)) + 1)]
+    return Cut(POSITION, [f"{first} to {last}" if last > first else str(first) for first, last in bounds], place_N)
 
 
 def by_difficulty(tokens: Tokens) -> Cut:

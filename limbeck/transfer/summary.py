@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.files import read_json, read_jsonl
-from limbeck.transfer.analysis import analysed, shown_gaps
+from limbeck.transfer.analysis import TEXTS, analysed, shown_gaps
 from limbeck.transfer.calibration import calibrations
 from limbeck.transfer.diversity import diversity
-from limbeck.transfer.figures import as_teacher, by_position, differences, figures
+from limbeck.transfer.figures import as_teacher, by_position, differences, figures, told
 from limbeck.transfer.measure import GIVEN, OWN, Transfer, file_name
+from limbeck.transfer.robustness import shown as shown_robust
 from limbeck.transfer.subjects import TEACHER
 from limbeck.transfer.tasks import tables as task_tables
 from limbeck.transfer.tokens import Tokens
@@ -103,18 +104,11 @@ def _samples(transfer: Transfer, names: Sequence[str], most: int = 64) -> list[d
 
 
 def shown(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Tables for a terminal, one for each text: a row for each figure, a column for each model; then the worst slices and tasks."""
+    """Tables for a terminal, one for each text: a row for each figure, a column for each model; then the worst slices, tasks, edits."""
     tables = list[tuple[list[str], list[list[str]]]]()
-    for text, title in ((GIVEN, "the data's text"), (TEACHER, "the teacher's text"), (OWN, "each one's own text")):
+    for text, title in (TEXTS | {OWN: "each one's own text"}).items():
         by_who = {who: each[text] for who, each in found["figures"].items() if text in each}
         keys = dict.fromkeys(key for each in by_who.values() for key in each)
-        rows = [[key, *(_cell(each.get(key)) for each in by_who.values())] for key in keys]
+        rows = [[key, *(told(each.get(key), 4) for each in by_who.values())] for key in keys]
         tables += [([title, *by_who], rows)] if rows else []
-    return tables + shown_gaps(found["gaps"]) + task_tables(found["tasks"])
-
-
-def _cell(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    low, high = figure["interval"]
-    return f"{figure['value']:.4g} ({low:.4g} to {high:.4g})"
+    return tables + shown_gaps(found["gaps"]) + task_tables(found["tasks"]) + shown_robust(found.get("robustness"))

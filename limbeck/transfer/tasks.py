@@ -19,13 +19,14 @@ import numpy as np
 
 from limbeck.decoding import Sampling, write
 from limbeck.errors import CheckpointError, DataError, RecipeError
-from limbeck.evaluate.statistics import Array, interval, paired, recovered
+from limbeck.evaluate.statistics import Array, mean, paired, recovered
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
 from limbeck.transfer.baselines import BASELINES
 from limbeck.transfer.calibration import calibration
 from limbeck.transfer.continuations import log_likelihoods
+from limbeck.transfer.figures import told
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import BEFORE, TEACHER
 from limbeck.transfer.task_shapes import HARNESS, Task, names, read_tasks
@@ -148,7 +149,7 @@ Sums = Mapping[str, tuple[Array, Array]]
 
 
 def _figures(sums: Sums) -> dict[str, Any]:
-    return {name: {"value": float(of_B.sum() / counts_B.sum()), "interval": interval(of_B, counts_B)} for name, (of_B, counts_B) in sums.items()}
+    return {name: mean(of_B, counts_B) for name, (of_B, counts_B) in sums.items()}
 
 
 def _differences(mine: Sums, theirs: Sums) -> dict[str, Any]:
@@ -378,10 +379,6 @@ def _label(key: str) -> str:
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    value = figure["error"] if "error" in figure else figure["value"]
-    if figure["interval"] is None:
-        return "no sure gap" if value is None else f"{value:.4g}"
-    low, high = figure["interval"]
-    return f"{value:.4g} ({low:.4g} to {high:.4g})"
+    if figure and "error" in figure:  # a calibration
+        figure = {**figure, "value": figure["error"]}
+    return "no sure gap" if figure and figure["value"] is None else told(figure, 4)
