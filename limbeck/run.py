@@ -208,14 +208,17 @@ class Run:
 
     def count(self, batch: Batch) -> int:
         """Completion tokens of a step over all ranks. Raises DataError where there are none."""
-        total, left_out, reward, answers = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, *batch.earned])
+        names = sorted({name for names in distributed.gathered(list(batch.figures)) for name in names})
+        figures = [batch.figures.get(name, (0.0, 0.0)) for name in names]
+        total, left_out, *summed = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, *(value for each in figures for value in each)])
         why = f"left out {int(left_out)} rows ({self.recipe.source.leaves_out})"
         if not total:
             raise DataError(f"step {self.first + 1}: nothing to learn from; {why}")
         if left_out and not self._left_out and self.leads:
             print(f"{self.out.name}: step {self.first + 1} {why}; metrics.jsonl counts them", file=sys.stderr)
         self._left_out += int(left_out)
-        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **({"reward": reward / answers} if answers else {})}
+        means = {name: value / count for name, value, count in zip(names, summed[::2], summed[1::2], strict=True) if count}
+        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **means}
         return int(total)
 
     def cut_smaller(self, student: Any, error: BaseException) -> None:
