@@ -6,13 +6,21 @@ process group or a shared device; they are not used. Reloading 135 million weigh
 """
 
 import math
+import shutil
+import tempfile
+import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from limbeck import distributed
+from limbeck.balance import Place
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written
@@ -31,10 +39,12 @@ ALARM_NATS = {"bfloat16": 0.1, "float32": 1e-3}
 """Of the mean distance. Found between vLLM and the same weights here: 0.041 and 0.00001 nats a token (benchmarks/endpoint_agreement.py)."""
 SIGNED_SHARE, SIGNED_ERRORS = 0.25, 5.0
 """Rounding has no sign, and weights of another step have: a mean above this share of the alarm, and above so many standard errors, is one."""
-
-
 OURS = "handed-over.txt"
 """In a folder that we may write anew."""
+HERE = {"127.0.0.1", "localhost", "::1"}
+"""Hosts that see this machine's folders."""
+FORGETS = 10
+"""So often a server is asked to forget prompts: it cannot while the last calls are being put away."""
 
 
 class Figures(NamedTuple):
@@ -84,19 +94,20 @@ class VLLM(Engine):
     """vLLM writes, with the student's weights as they were at the last step whose number `every` divides.
 
     servers: base URLs up to /v1 of servers of the student's model that were started with VLLM_SERVER_DEV_MODE=1, between which
-    calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are handed over; every
-    server must see it by this path. dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to
+    calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are handed over, by one run at a
+    time; every server must see it by this path; by default a temporary one on this machine. dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to
     every - 1 steps older, and keeps their log-probabilities: terms of single tokens correct for it by their `ratio`. checked: of
     so many sequences of the first draw after new weights the student's own log-probabilities are compared, one forward pass over them (0: none).
     alarm_nats: beyond this mean distance a run stops; by default 0.1 in bfloat16 and 0.001 in float32. concurrency: calls at once.
     options: more of vllm.LLM's settings, inside this process.
 
-    Random numbers are vLLM's own, seeded for each row: text is the same again on the same machine as far as vLLM's is.
+    Random numbers are vLLM's own, seeded for each row: text is the same again on the same machine as far as vLLM's is. A run that
+    is resumed begins with new weights, also between two multiples of `every`.
     """
 
     servers: list[str] | None = None
     model: str | None = None
-    folder: str = "runs/weights"
+    folder: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     every: int = 1
     checked: int = 4
@@ -109,6 +120,7 @@ class VLLM(Engine):
     _vocabulary: Any = live()
     _handed: Any = live()
     _found: Any = live()
+    _place: Any = live()
 
     def __post_init__(self) -> None:
         if min(self.every, self.concurrency) < 1 or self.checked < 0:
@@ -118,17 +130,22 @@ class VLLM(Engine):
             raise RecipeError("VLLM.servers are base URLs up to /v1, and need the model's name on them: VLLM(servers=[URL], model=NAME)")
         if self.servers and self.options:
             raise RecipeError("VLLM.options are for vLLM inside this process; a server was started with its own")
-        if not 0 < self.bound < math.inf:
+        if self.alarm_nats is not None and not 0 < self.alarm_nats < math.inf:
             raise RecipeError(f"VLLM.alarm_nats must be above 0 and finite, found {self.alarm_nats}")
 
-    @property
-    def bound(self) -> float:
-        """Beyond which mean distance something is wrong."""
-        return ALARM_NATS[self.dtype] if self.alarm_nats is None else self.alarm_nats
+    def bound(self, student: Student) -> float:
+        """Beyond which mean distance something is wrong: that of the coarser arithmetic of the two."""
+        if self.alarm_nats is not None:
+            return self.alarm_nats
+        return max(ALARM_NATS[self.dtype], ALARM_NATS.get(str(student.live.compute).removeprefix("torch."), 0.0))
 
     def load(self, vocabulary: Vocabulary) -> Self:
         """Find the servers; inside this process vLLM begins with the first weights. Raises LimbeckError in one line for what stands in the way."""
         made = self.fresh()
+        away = [url for url in self.servers or () if urlsplit(url).hostname not in HERE]
+        if away and self.folder is None:
+            raise RecipeError(f"{away[0]} is another machine: name a folder that it and this one see by the same path: VLLM(folder=...)")
+        made._place = expanded(self.folder) if self.folder else _Temporary()
         made._vocabulary, made._handed, made._found = vocabulary, None, Figures(0.0, 0.0, 0.0, 0)
         if self.servers:
             made._pen = _Served(self, self.servers, self.model or "", vocabulary)
@@ -154,7 +171,9 @@ class VLLM(Engine):
 
     def _hand_over(self, student: Student) -> None:
         """Every rank brings its share; the first writes them and has them taken in."""
-        place = expanded(self.folder)
+        if student.quantization:
+            raise RecipeError(f"vLLM takes whole weights, and those of a {student.quantization} student are not; drop quantization, or engine")
+        place = self._place.path if isinstance(self._place, _Temporary) else self._place
         if distributed.rank() == 0:
             if place.exists() and not (place / OURS).exists():
                 raise RecipeError(f"{place} is there, and no weights that were handed over; name another VLLM.folder, as this one is written anew")
@@ -170,8 +189,10 @@ class VLLM(Engine):
         """Those with room; a prompt that fills the context gets no token."""
         asked = [n for n, prompt in enumerate(prompts) if len(prompt) < context]
         ends = sorted(self._vocabulary.end_ids)
-        done = iter(self._pen.complete([prompts[n] for n in asked], sampling, [seeds[n] for n in asked], ends))
-        there = set(asked)
+        written = self._pen.complete([prompts[n] for n in asked], sampling, [seeds[n] for n in asked], ends)
+        if beyond := max((token for new in written for token in new.tokens if token >= self._vocabulary.size), default=None):
+            raise EndpointError(f"vLLM wrote token {beyond} of a vocabulary of {self._vocabulary.size}: padding of the head; cut it from the model")
+        there, done = set(asked), iter(written)
         return [next(done) if n in there else Written() for n in range(len(prompts))]
 
     def _compare(self, student: Student, prompts: Sequence[list[int]], written: Sequence[Written]) -> None:
@@ -184,16 +205,16 @@ class VLLM(Engine):
         self._found = Figures(float(apart_N.abs().sum()), float(apart_N.sum()), float(apart_N.square().sum()), len(apart_N))
         distance, excess, squared, tokens = distributed.sum_over_ranks(self._found)
         if tokens:
-            self._see(Figures(distance, excess, squared, int(tokens)))
+            self._see(Figures(distance, excess, squared, int(tokens)), self.bound(student))
 
-    def _see(self, found: Figures) -> None:
+    def _see(self, found: Figures, bound: float) -> None:
         """Whether the two are the same model's."""
         distance, excess = found.distance / found.tokens, found.excess / found.tokens
         error = math.sqrt(max(0.0, found.squared / found.tokens - excess**2) / found.tokens)
-        signed = abs(excess) > max(SIGNED_SHARE * self.bound, SIGNED_ERRORS * error)
-        if distance <= self.bound and not signed:
+        signed = abs(excess) > max(SIGNED_SHARE * bound, SIGNED_ERRORS * error)
+        if distance <= bound and not signed:
             return
-        above = f"{excess:+.3g} nats a token on average, more than rounding" if signed else f"{distance:.3g} nats a token, beyond {self.bound:g}"
+        above = f"{excess:+.3g} nats a token on average, more than rounding" if signed else f"{distance:.3g} nats a token, beyond {bound:g}"
         raise LimbeckError(
             f"what vLLM says of its text and what the student says are apart by {above} (over {found.tokens} tokens): it writes with other "
             "weights, remembers prompts of older ones, or computes otherwise; see that it takes in new weights, is started in VLLM.dtype and "
@@ -204,6 +225,17 @@ class VLLM(Engine):
         """Distance and excess of the draw, where they were compared."""
         found, self._found = self._found, Figures(0.0, 0.0, 0.0, 0)
         return {MISMATCH: (found.distance, found.tokens), EXCESS: (found.excess, found.tokens)}
+
+
+class _Temporary:
+    """A folder of this process's own, made when it is needed, which goes when this does."""
+
+    @cached_property
+    def path(self) -> Path:
+        """Where the weights lie in it."""
+        made = tempfile.mkdtemp(prefix="limbeck-weights-")
+        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+        return Path(made) / "weights"
 
 
 def _number(seed: int, step: int, row: int) -> int:
@@ -232,8 +264,7 @@ class _Served:
         """Every server; each must be in its development mode, where it can be told to."""
         for place in self.server.places:
             told = place.tell("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
-            why = told or ("" if place.tell("reset_prefix_cache") is None else "it does not forget prompts while others ask it")
-            if why:
+            if why := told or _forgotten(place):
                 raise EndpointError(
                     f"{place.url} did not take in the weights in {folder} ({why}); start it with VLLM_SERVER_DEV_MODE=1, and give a folder "
                     "that it sees by this path: VLLM(folder=...)"
@@ -251,6 +282,16 @@ class _Served:
         body = {"model": self.model, "prompt": prompt, "max_tokens": room, "seed": seed, "logprobs": 0, "return_token_ids": True,
                 "stop_token_ids": list(ends), **_narrowed(sampling)}  # fmt: skip
         return self.server.post("completions", body, lambda found: _written(found["choices"][0]))
+
+
+def _forgotten(place: Place) -> str | None:
+    """Have a server forget prompts; None where it did, else why not."""
+    why = None
+    for _ in range(FORGETS):
+        if (why := place.tell("reset_prefix_cache")) is None:
+            return None
+        time.sleep(0.1)
+    return why
 
 
 def _narrowed(sampling: Sampling) -> dict[str, Any]:
