@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from vllm_server import WHEEL, python, serving
 import limbeck as lb
 from limbeck.batch import Batch
 from limbeck.data import Data
-from limbeck.decoding import Sampling
+from limbeck.decoding import Sampling, Written
 from limbeck.engines import VLLM
 from limbeck.errors import LimbeckError
 from limbeck.files import read_jsonl, write_json, write_jsonl, write_text
@@ -114,75 +114,87 @@ def agreement(steps: Steps, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def planted(steps: Steps, url: str) -> dict[str, Any]:
-    """A reload that is left out, and a reset of the prefix cache that is left out: what is said, or None where nothing was."""
-    pen, found = steps.source.engine._pen, dict[str, Any]()
-    (place,) = pen.server.places
-    tell = place.tell
+def planted(steps: Steps, most: int = 10) -> dict[str, Any]:
+    """A reload that is left out at each step, and then the reset of the prefix cache: after how many steps the run stops, and what it says."""
+    (place,) = steps.source.engine._pen.server.places
+    tell, found = place.tell, dict[str, Any]()
     for fault, left_out in (("stale weights", "collective_rpc"), ("stale prefix cache", "reset_prefix_cache")):
-        steps.learn(steps.draw())  # the prefix is remembered, and the weights move on
+        batch = steps.draw()
+        seen = found[fault] = {"caught_after_steps": None, "said": "", "not_caught": list[dict[str, float]]()}
         place.tell = lambda path, body=None, left_out=left_out: None if path == left_out else tell(path, body)
-        try:
-            steps.draw()
-            found[fault] = None
-        except LimbeckError as error:
-            found[fault] = str(error)
+        for number in range(1, most + 1):
+            steps.learn(batch)
+            try:
+                batch = steps.draw()
+            except LimbeckError as error:
+                seen |= {"caught_after_steps": number, "said": str(error)}
+                break
+            seen["not_caught"].append({name: total / count for name, (total, count) in batch.figures.items()})
         place.tell = tell
-        print(fault, found[fault], flush=True)
+        print(fault, seen, flush=True)
         steps.source.engine._handed = None
     steps.draw()  # and all is well again
-    found["afterwards"] = "agrees"
     return found
+
+
+class Rounds:
+    """The same prompts by vLLM and by the student itself, with other random numbers each time: tokens, and seconds of handing over."""
+
+    def __init__(self, student: lb.Student, engine: VLLM, prompts: Sequence[list[int]]) -> None:
+        self.student, self.engine, self.prompts, self.turn = student, engine, prompts, 0
+        self.made: dict[str, list[int]] = {"vLLM": [], "here": []}
+        self.handed = list[float]()
+
+    def by_vllm(self) -> float:
+        """Seconds, the hand-over apart."""
+        self.turn += 1
+        self.handed.append(seconds(lambda: self.engine._hand_over(self.student)))
+        seeds, context = [self.turn * 1000 + row for row in range(len(self.prompts))], self.student.live.context
+        return self._counted("vLLM", lambda: self.engine._complete(self.prompts, Sampling(TOKENS), seeds, context))
+
+    def by_student(self) -> float:
+        """Seconds."""
+        return self._counted("here", lambda: self.student.write(self.prompts, Sampling(TOKENS), 0, self.turn, range(len(self.prompts))))
+
+    def _counted(self, who: str, write: Callable[[], list[Written]]) -> float:
+        return seconds(lambda: self.made[who].append(sum(len(new.tokens) for new in write())))
 
 
 def speed(student: lb.Student, engine: VLLM, prompts: Sequence[list[int]], sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     """Tokens a second of vLLM and of the student itself, and what handing the weights over takes."""
-    found: dict[str, Any] = {"load": [round(each, 1) for each in os.getloadavg()], "hand_over_seconds": []}
+    load, handed, found = os.getloadavg(), list[float](), dict[str, Any]()
     for size in sizes:
-        these, sampling, rows = list(prompts[:size]), Sampling(TOKENS), range(size)
-        made, turn = {"vLLM": list[int](), "here": list[int]()}, [0]
-
-        def by_vllm(these: Any = these, sampling: Any = sampling, rows: Any = rows, made: Any = made) -> float:
-            turn[0] += 1
-            found["hand_over_seconds"].append(seconds(lambda: engine._hand_over(student)))
-            seeds = [turn[0] * 1000 + row for row in rows]
-            return seconds(lambda: made["vLLM"].append(sum(len(new.tokens) for new in engine._complete(these, sampling, seeds, student.live.context))))
-
-        def by_student(these: Any = these, sampling: Any = sampling, rows: Any = rows, made: Any = made) -> float:
-            return seconds(lambda: made["here"].append(sum(len(new.tokens) for new in student.write(these, sampling, 0, turn[0], rows))))
-
-        times = in_turn({"vLLM": by_vllm, "here": by_student}, rounds)
-        rates = {name: [tokens / taken for tokens, taken in zip(made[name][1:], times[name], strict=True)] for name in times}
+        turns = Rounds(student, engine, prompts[:size])
+        times = in_turn({"vLLM": turns.by_vllm, "here": turns.by_student}, rounds)
+        handed += turns.handed[1:]
+        rates = {name: [tokens / taken for tokens, taken in zip(turns.made[name][1:], times[name], strict=True)] for name in times}
         found[f"batch {size}"] = {
-            "prompt_tokens": sum(len(each) for each in these),
-            "tokens": {name: made[name][1:] for name in made},
+            "prompt_tokens": sum(len(each) for each in turns.prompts),
+            "tokens": {name: made[1:] for name, made in turns.made.items()},
             "tokens_per_second": {name: summary(each) for name, each in rates.items()},
             "seconds": {name: summary(each) for name, each in times.items()},
+            "with_hand_over": statistics.median(turns.made["vLLM"][1:]) / (statistics.median(times["vLLM"]) + statistics.median(turns.handed[1:])),
         }
         print(size, found[f"batch {size}"], flush=True)
-    found["hand_over_seconds"] = summary(found["hand_over_seconds"][1:])
-    hand = found["hand_over_seconds"]["median"]
-    for size in sizes:
-        each = found[f"batch {size}"]
-        each["with_hand_over"] = round(statistics.median(each["tokens"]["vLLM"]) / (each["seconds"]["vLLM"]["median"] + hand), 2)
-    found["load_after"] = [round(each, 1) for each in os.getloadavg()]
-    return found
+    about = {"load": [round(each, 1) for each in load], "load_after": [round(each, 1) for each in os.getloadavg()]}
+    return {**about, "hand_over_seconds": summary(handed), **found}
 
 
 def measured(model: str, steps: int, rounds: int, work: Path) -> dict[str, Any]:
     """All of it, with one server."""
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     folder, data = shrunk(model, LAYERS, work / "student"), asked(work, 32)
     with serving(folder, work / "log", "bfloat16", name="student") as url:
-        student = lb.Student(folder, AdamW(learning_rate=1e-4, warmup=0), dtype="bfloat16").load(steps + 8)
-        teacher = lb.Local(model, dtype="bfloat16").load(student)
-        vocabulary = student.live.vocabulary
-        engine = VLLM([url], "student", folder=str(work / "weights"))
-        source = lb.OnPolicy(data, sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=engine).load(vocabulary, Share())
-        loop = Steps(student, teacher, source)
-        found = {"agreement": agreement(loop, steps), "planted": planted(loop, url)}
-        prompts = [vocabulary.prompt(row, data) for row in read_jsonl(Path(data.path))]
-        return {**found, "speed": speed(student, source.engine, prompts, (8, 32), rounds)}
+        loop = begun(folder, model, data, url, steps)
+        found = {"agreement": agreement(loop, steps), "planted": planted(loop)}
+        prompts = [loop.student.live.vocabulary.prompt(row, data) for row in read_jsonl(Path(data.path))]
+        return {**found, "speed": speed(loop.student, loop.source.engine, prompts, (8, 32), rounds)}
+
+
+def begun(folder: str, teacher: str, data: Data, url: str, steps: int) -> Steps:
+    """A student in bfloat16 that a server writes for, before its first step."""
+    student = lb.Student(folder, AdamW(learning_rate=1e-4, schedule="constant", warmup=0), dtype="bfloat16").load(steps + 32)
+    source = lb.OnPolicy(data, sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student"))
+    return Steps(student, lb.Local(teacher, dtype="bfloat16").load(student), source.load(student.live.vocabulary, Share()))
 
 
 def main() -> None:

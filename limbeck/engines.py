@@ -37,8 +37,9 @@ MISMATCH, EXCESS = "writer/mismatch_nats", "writer/excess_nats"
 """In metrics.jsonl: how far the log-probabilities that it reports of its tokens are from the student's own, and by how much they are above them."""
 ALARM_NATS = {"bfloat16": 0.1, "float32": 1e-3}
 """Of the mean distance. Found between vLLM and the same weights here: 0.041 and 0.00001 nats a token (benchmarks/endpoint_agreement.py)."""
-SIGNED_SHARE, SIGNED_ERRORS = 0.25, 5.0
-"""Rounding has no sign, and weights of another step have: a mean above this share of the alarm, and above so many standard errors, is one."""
+SIGNED_SHARE, SIGNED_SPREAD = 0.25, 3.5
+"""Rounding has no sign, and text of other weights has: the mean may be this share of the alarm, or, of few tokens, so much of it over the root
+of their count, which is five standard errors: one token's rounding was found to spread by 0.7 of the alarm."""
 OURS = "handed-over.txt"
 """In a folder that we may write anew."""
 HERE = {"127.0.0.1", "localhost", "::1"}
@@ -52,7 +53,6 @@ class Figures(NamedTuple):
 
     distance: float
     excess: float
-    squared: float
     tokens: int
 
 
@@ -94,12 +94,13 @@ class VLLM(Engine):
     """vLLM writes, with the student's weights as they were at the last step whose number `every` divides.
 
     servers: base URLs up to /v1 of servers of the student's model that were started with VLLM_SERVER_DEV_MODE=1, between which
-    calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are handed over, by one run at a
-    time; every server must see it by this path; by default a temporary one on this machine. dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to
-    every - 1 steps older, and keeps their log-probabilities: terms of single tokens correct for it by their `ratio`. checked: of
-    so many sequences of the first draw after new weights the student's own log-probabilities are compared, one forward pass over them (0: none).
-    alarm_nats: beyond this mean distance a run stops; by default 0.1 in bfloat16 and 0.001 in float32. concurrency: calls at once.
-    options: more of vllm.LLM's settings, inside this process.
+    calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are
+    handed over, by one run at a time; every server must see it by this path; by default a temporary one on this machine.
+    dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to every - 1 steps older, and
+    keeps their log-probabilities: terms of single tokens correct for it by their `ratio`. checked: of so many sequences of the
+    first draw after new weights the student's own log-probabilities are compared, one forward pass over them (0: none).
+    alarm_nats: beyond this mean distance a run stops; by default 0.1 in bfloat16 and 0.001 in float32. concurrency: calls at
+    once. seconds: for one call. options: more of vllm.LLM's settings, inside this process.
 
     Random numbers are vLLM's own, seeded for each row: text is the same again on the same machine as far as vLLM's is. A run that
     is resumed begins with new weights, also between two multiples of `every`.
@@ -146,7 +147,7 @@ class VLLM(Engine):
         if away and self.folder is None:
             raise RecipeError(f"{away[0]} is another machine: name a folder that it and this one see by the same path: VLLM(folder=...)")
         made._place = expanded(self.folder) if self.folder else _Temporary()
-        made._vocabulary, made._handed, made._found = vocabulary, None, Figures(0.0, 0.0, 0.0, 0)
+        made._vocabulary, made._handed, made._found = vocabulary, None, Figures(0.0, 0.0, 0)
         if self.servers:
             made._pen = _Served(self, self.servers, self.model or "", vocabulary)
         elif distributed.ranks() > 1:
@@ -202,16 +203,15 @@ class VLLM(Engine):
         objective = Objective([CrossEntropy()])
         nats_N = student.measure(batch, Nothing(), objective)[objective.terms[0].name]
         apart_N = batch.logp_N.double() + nats_N.double().cpu()
-        self._found = Figures(float(apart_N.abs().sum()), float(apart_N.sum()), float(apart_N.square().sum()), len(apart_N))
-        distance, excess, squared, tokens = distributed.sum_over_ranks(self._found)
+        self._found = Figures(float(apart_N.abs().sum()), float(apart_N.sum()), len(apart_N))
+        distance, excess, tokens = distributed.sum_over_ranks(self._found)
         if tokens:
-            self._see(Figures(distance, excess, squared, int(tokens)), self.bound(student))
+            self._see(Figures(distance, excess, int(tokens)), self.bound(student))
 
     def _see(self, found: Figures, bound: float) -> None:
         """Whether the two are the same model's."""
         distance, excess = found.distance / found.tokens, found.excess / found.tokens
-        error = math.sqrt(max(0.0, found.squared / found.tokens - excess**2) / found.tokens)
-        signed = abs(excess) > max(SIGNED_SHARE * bound, SIGNED_ERRORS * error)
+        signed = abs(excess) > bound * max(SIGNED_SHARE, SIGNED_SPREAD / math.sqrt(found.tokens))
         if distance <= bound and not signed:
             return
         above = f"{excess:+.3g} nats a token on average, more than rounding" if signed else f"{distance:.3g} nats a token, beyond {bound:g}"
@@ -223,7 +223,7 @@ class VLLM(Engine):
 
     def figures(self) -> dict[str, tuple[float, float]]:
         """Distance and excess of the draw, where they were compared."""
-        found, self._found = self._found, Figures(0.0, 0.0, 0.0, 0)
+        found, self._found = self._found, Figures(0.0, 0.0, 0)
         return {MISMATCH: (found.distance, found.tokens), EXCESS: (found.excess, found.tokens)}
 
 

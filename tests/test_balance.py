@@ -88,14 +88,13 @@ def test_the_work_is_shared_and_a_dead_server_costs_one_try() -> None:
 
 def test_one_dies_on_the_way_and_nothing_is_lost() -> None:
     """What was answered before is not asked again; the other one does the rest."""
-    with faulty(share=0.0, pause=0.005) as one:
-        with faulty(share=0.0, pause=0.005) as two:
-            both, got, dead = server(one.url, two.url), list[str](), threading.Event()
-            for given in both.answers(questions(120), Sampling(16), Purse()):
-                got.append(given.question.row["prompt"])
-                if len(got) == 30 and not dead.is_set():
-                    two.faults, two.share = ("drop",), 1.0
-                    dead.set()
+    with faulty(share=0.0, pause=0.005) as one, faulty(share=0.0, pause=0.005) as two:
+        both, got, dead = server(one.url, two.url), list[str](), threading.Event()
+        for given in both.answers(questions(120), Sampling(16), Purse()):
+            got.append(given.question.row["prompt"])
+            if len(got) == 30 and not dead.is_set():
+                two.faults, two.share = ("drop",), 1.0
+                dead.set()
     assert sorted(got) == sorted(f"question {n}" for n in range(120))
     assert one.delivered.total() + two.delivered.total() == 120 and not set(one.delivered) & set(two.delivered)
     assert two.made["drop"] <= 8, "those under way, and a try now and then"
@@ -119,7 +118,11 @@ def test_several_teachers_say_what_one_says(tmp_path: Path) -> None:
     asked = [list[dict](), list[dict]()]
     with served(folders[0], asked=asked[0]) as one, served(folders[0], asked=asked[1]) as two:
         teacher = Endpoint([one, two], "toy", top=4, tokenizer=folders[0], concurrency=4)
-        assert one in teacher.described and two in teacher.described and len(teacher.licences) == len(Endpoint(one, "toy", tokenizer=folders[0]).licences)
+        assert (
+            one in teacher.described
+            and two in teacher.described
+            and len(teacher.licences) == len(Endpoint(one, "toy", tokenizer=folders[0]).licences)
+        )
         several, alone = (list(each.load(student).score(parts)) for each in (teacher, Endpoint(one, "toy", top=4, tokenizer=folders[0])))
     assert all(asked)
     for mine, theirs in zip(several, alone, strict=True):

@@ -1,0 +1,57 @@
+"""The tables of what writes in the student's place, from what the benchmark found."""
+
+from measured import results, table
+
+FAULTS = {"stale weights": "the reload, at every step", "stale prefix cache": "the reset of the prefix cache, at every step"}
+
+
+def vllm_writer() -> str:
+    """What vLLM says of its text beside the student as it is and as it was, and what was planted."""
+    found = results("vllm_writer")
+    rows = found["agreement"]
+    shown = [["as they are", rows, "now"], ["as they were a step before", rows[1:], "a step before"]]
+    cells = [
+        [name, len(each), *(f"{least:.3f} to {most:.3f}" for least, most in (_range(each, which, key) for key in ("mean", "signed")))]
+        for name, each, which in shown
+    ]
+    text = table(["the student's weights", "draws", "`writer/mismatch_nats`", "`writer/excess_nats`"], cells)
+    left_out = [[what, _caught(found["planted"][fault]["caught_after_steps"])] for fault, what in FAULTS.items()]
+    size = (
+        f"{found['layers']} layers of SmolLM2-135M-Instruct, bfloat16, {found['sequences']} sequences of at most {found['max_tokens']} tokens a step"
+    )
+    about = f"{size}, learning rate {found['learning_rate']:g}. {found['server']}."
+    return "\n\n".join([text, table(["left out", "the run stops"], left_out), about])
+
+
+def vllm_speed() -> str:
+    """Tokens a second of vLLM and of the student itself."""
+    found = results("vllm_writer")
+    speed = found["speed"]
+    rows = [
+        [name, _rate(rate["vLLM"]), f"{each['with_hand_over']:.0f}", _rate(rate["here"]),
+         *(f"{fast / rate['here']['median']:.2f}" for fast in (rate["vLLM"]["median"], each["with_hand_over"]))]
+        for name, each in speed.items()
+        if name.startswith("batch")
+        for rate in [each["tokens_per_second"]]
+    ]  # fmt: skip
+    columns = ["", "vLLM, tokens/s", "with the hand-over", "`Student.write`, tokens/s", "times as fast", "with the hand-over"]
+    hand, load = speed["hand_over_seconds"], f"{speed['load'][0]:g} to {speed['load_after'][0]:g}"
+    where = found["machine"]
+    return (
+        f"{table(columns, rows)}\n\nMedians of {len(speed['batch 8']['tokens']['here'])} rounds, least and most beside them. Handing over the "
+        f"weights takes {hand['median']:.2f} s ({hand['min']:.2f} to {hand['max']:.2f}). The machine was busy with other work (load {load} on {where['cpus']} "
+        "processors), so that the ratios say more than the rates; the student's own process had one thread."
+    )
+
+
+def _rate(found: dict[str, float]) -> str:
+    return f"{found['median']:.0f} ({found['min']:.0f} to {found['max']:.0f})"
+
+
+def _range(rows: list[dict], which: str, key: str) -> tuple[float, float]:
+    values = [row[which][key] for row in rows]
+    return min(values), max(values)
+
+
+def _caught(steps: int | None) -> str:
+    return "not within 10 steps" if steps is None else f"after {steps} {'step' if steps == 1 else 'steps'}"
