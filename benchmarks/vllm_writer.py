@@ -29,7 +29,7 @@ from limbeck.data import Data
 from limbeck.decoding import Sampling, Written
 from limbeck.engines import VLLM
 from limbeck.errors import LimbeckError
-from limbeck.files import read_jsonl, write_json, write_jsonl, write_text
+from limbeck.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.optimizer import AdamW
 from limbeck.quickstart import HELDOUT
@@ -53,9 +53,9 @@ def shrunk(model: str, layers: int, where: Path) -> str:
     return str(where)
 
 
-def asked(where: Path, count: int) -> Data:
-    """Questions behind the same few."""
-    rows = [{"prompt": f"{SHARED}\n{row['prompt']}"} for row in read_jsonl(HELDOUT)[:count]]
+def asked(where: Path, count: int, preamble_first: bool = True) -> Data:
+    """Questions behind the same few, or before them."""
+    rows = [{"prompt": "\n".join([SHARED, row["prompt"]][:: 1 if preamble_first else -1])} for row in read_jsonl(HELDOUT)[:count]]
     write_jsonl(where / "asked.jsonl", rows)
     return Data(str(where / "asked.jsonl"))
 
@@ -145,49 +145,52 @@ class Rounds:
         self.made: dict[str, list[int]] = {"vLLM": [], "here": []}
         self.handed = list[float]()
 
-    def by_vllm(self) -> float:
-        """Seconds, the hand-over apart."""
+    def by_vllm(self, tokens: int) -> float:
+        """Seconds, the hand-over apart, after which no prompt is remembered."""
         self.turn += 1
         self.handed.append(seconds(lambda: self.engine._hand_over(self.student)))
         seeds, context = [self.turn * 1000 + row for row in range(len(self.prompts))], self.student.live.context
-        return self._counted("vLLM", lambda: self.engine._complete(self.prompts, Sampling(TOKENS), seeds, context))
+        return self._counted("vLLM", lambda: self.engine._complete(self.prompts, Sampling(tokens), seeds, context))
 
-    def by_student(self) -> float:
+    def by_student(self, tokens: int) -> float:
         """Seconds."""
-        return self._counted("here", lambda: self.student.write(self.prompts, Sampling(TOKENS), 0, self.turn, range(len(self.prompts))))
+        return self._counted("here", lambda: self.student.write(self.prompts, Sampling(tokens), 0, self.turn, range(len(self.prompts))))
 
     def _counted(self, who: str, write: Callable[[], list[Written]]) -> float:
         return seconds(lambda: self.made[who].append(sum(len(new.tokens) for new in write())))
 
-
-def speed(student: lb.Student, engine: VLLM, prompts: Sequence[list[int]], sizes: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Tokens a second of vLLM and of the student itself, and what handing the weights over takes."""
-    load, handed, found = os.getloadavg(), list[float](), dict[str, Any]()
-    for size in sizes:
-        turns = Rounds(student, engine, prompts[:size])
-        times = in_turn({"vLLM": turns.by_vllm, "here": turns.by_student}, rounds)
-        handed += turns.handed[1:]
-        rates = {name: [tokens / taken for tokens, taken in zip(turns.made[name][1:], times[name], strict=True)] for name in times}
-        found[f"batch {size}"] = {
-            "prompt_tokens": sum(len(each) for each in turns.prompts),
-            "tokens": {name: made[1:] for name, made in turns.made.items()},
-            "tokens_per_second": {name: summary(each) for name, each in rates.items()},
-            "seconds": {name: summary(each) for name, each in times.items()},
-            "with_hand_over": statistics.median(turns.made["vLLM"][1:]) / (statistics.median(times["vLLM"]) + statistics.median(turns.handed[1:])),
+    def measured(self, rounds: int) -> dict[str, Any]:
+        """Seconds of one token each, which is reading the prompts, and of all; tokens a second of those."""
+        both = {"vLLM": self.by_vllm, "here": self.by_student}
+        turns = {(who, tokens): (lambda work=work, tokens=tokens: work(tokens)) for who, work in both.items() for tokens in (1, TOKENS)}
+        times = in_turn({f"{who} {tokens}": take for (who, tokens), take in turns.items()}, rounds)
+        made = {who: counts[3::2] for who, counts in self.made.items()}  # of each round the second, without the round of warm-up
+        spent = {who: times[f"{who} {TOKENS}"] for who in both}
+        rates = {who: [tokens / taken for tokens, taken in zip(made[who], spent[who], strict=True)] for who in both}
+        hand = statistics.median(self.handed[2:])
+        return {
+            "prompt_tokens": sum(len(each) for each in self.prompts),
+            "tokens": made,
+            "tokens_per_second": {who: summary(each) for who, each in rates.items()},
+            "seconds": {who: summary(each) for who, each in spent.items()},
+            "seconds_reading": {who: summary(times[f"{who} 1"]) for who in both},
+            "with_hand_over": round(statistics.median(made["vLLM"]) / (statistics.median(spent["vLLM"]) + hand), 2),
         }
-        print(size, found[f"batch {size}"], flush=True)
-    about = {"load": [round(each, 1) for each in load], "load_after": [round(each, 1) for each in os.getloadavg()]}
-    return {**about, "hand_over_seconds": summary(handed), **found}
 
 
-def measured(model: str, steps: int, rounds: int, work: Path) -> dict[str, Any]:
-    """All of it, with one server."""
-    folder, data = shrunk(model, LAYERS, work / "student"), asked(work, 32)
-    with serving(folder, work / "log", "bfloat16", name="student") as url:
-        loop = begun(folder, model, data, url, steps)
-        found = {"agreement": agreement(loop, steps), "planted": planted(loop)}
+def speed(loop: "Steps", where: Path, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Tokens a second of vLLM and of the student itself, where the time goes, and what handing the weights over takes."""
+    load, handed, found = os.getloadavg(), list[float](), dict[str, Any]()
+    for name, preamble_first in (("prompts that begin alike", True), ("prompts of their own", False)):
+        data = asked(where, max(sizes), preamble_first)
         prompts = [loop.student.live.vocabulary.prompt(row, data) for row in read_jsonl(Path(data.path))]
-        return {**found, "speed": speed(loop.student, loop.source.engine, prompts, (8, 32), rounds)}
+        for size in sizes:
+            turns = Rounds(loop.student, loop.source.engine, prompts[:size])
+            found[f"{size} {name}"] = turns.measured(rounds)
+            handed += turns.handed[1:]
+            print(size, name, found[f"{size} {name}"], flush=True)
+    about = {"load": [round(each, 1) for each in load], "load_after": [round(each, 1) for each in os.getloadavg()]}
+    return {**about, "rounds": rounds, "hand_over_seconds": summary(handed), "batches": found}
 
 
 def begun(folder: str, teacher: str, data: Data, url: str, steps: int) -> Steps:
@@ -197,6 +200,16 @@ def begun(folder: str, teacher: str, data: Data, url: str, steps: int) -> Steps:
     return Steps(student, lb.Local(teacher, dtype="bfloat16").load(student), source.load(student.live.vocabulary, Share()))
 
 
+def measured(model: str, steps: int, rounds: int, work: Path, only: str) -> dict[str, Any]:
+    """What is asked for, with one server."""
+    folder, found = shrunk(model, LAYERS, work / "student"), dict[str, Any]()
+    with serving(folder, work / "log", "bfloat16", name="student") as url:
+        loop = begun(folder, model, asked(work, 32), url, steps)
+        if only != "speed":
+            found = {"agreement": agreement(loop, steps), "planted": planted(loop)}
+        return found if only == "agreement" else {**found, "speed": speed(loop, work, (8, 32), rounds)}
+
+
 def main() -> None:
     """Measure and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,16 +217,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", choices=["agreement", "speed"], default="", help="one half; the other one stays as it was found")
     given = parser.parse_args()
     if python() is None:
         parser.exit(1, "there is no vLLM yet; python benchmarks/vllm_server.py makes it\n")
     with tempfile.TemporaryDirectory() as work:
-        found = measured(given.model, given.steps, given.rounds, Path(work))
+        found = measured(given.model, given.steps, given.rounds, Path(work), given.only)
+    before = read_json(given.out / "vllm_writer.json") if given.only else {}
     settings = {"layers": LAYERS, "sequences": SEQUENCES, "max_tokens": TOKENS, "learning_rate": 1e-4}
-    write_json(given.out / "vllm_writer.json", {"machine": machine(), "server": WHEEL, **settings, **found})
-    batches = {name: each["tokens_per_second"] for name, each in found["speed"].items() if name.startswith("batch")}
-    groups = {name: {who: rate["median"] for who, rate in each.items()} for name, each in batches.items()}
-    write_text(given.out / "vllm_writer.svg", bars(groups, "tokens/s", f"Writing, {LAYERS} layers of SmolLM2-135M, bfloat16"))
+    write_json(given.out / "vllm_writer.json", {**before, "machine": machine(), "server": WHEEL, **settings, **found})
+    if "speed" in found:
+        rates = {name: each["tokens_per_second"] for name, each in found["speed"]["batches"].items()}
+        groups = {name: {who: rate["median"] for who, rate in each.items()} for name, each in rates.items()}
+        write_text(given.out / "vllm_writer.svg", bars(groups, "tokens/s", f"Writing, {LAYERS} layers of SmolLM2-135M, bfloat16"))
 
 
 if __name__ == "__main__":

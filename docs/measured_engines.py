@@ -24,24 +24,24 @@ def vllm_writer() -> str:
 
 
 def vllm_speed() -> str:
-    """Tokens a second of vLLM and of the student itself."""
+    """Tokens a second of vLLM and of the student itself, and where the time goes."""
     found = results("vllm_writer")
-    speed = found["speed"]
-    rows = [
-        [name, _rate(rate["vLLM"]), f"{each['with_hand_over']:.0f}", _rate(rate["here"]),
-         *(f"{fast / rate['here']['median']:.2f}" for fast in (rate["vLLM"]["median"], each["with_hand_over"]))]
-        for name, each in speed.items()
-        if name.startswith("batch")
-        for rate in [each["tokens_per_second"]]
-    ]  # fmt: skip
-    columns = ["", "vLLM, tokens/s", "with the hand-over", "`Student.write`, tokens/s", "times as fast", "with the hand-over"]
+    speed, where = found["speed"], found["machine"]
+    rows, spent = list[list[str]](), list[list[str]]()
+    for name, each in speed["batches"].items():
+        rate = each["tokens_per_second"]
+        times = (f"{fast / rate['here']['median']:.1f}" for fast in (rate["vLLM"]["median"], each["with_hand_over"]))
+        rows.append([name, _rate(rate["vLLM"]), _rate(rate["here"]), *times])
+        reading, whole = each["seconds_reading"], each["seconds"]
+        spent.append([name, *(f"{reading[who]['median']:.2f} of {whole[who]['median']:.2f}" for who in ("vLLM", "here"))])
     hand, load = speed["hand_over_seconds"], f"{speed['load'][0]:g} to {speed['load_after'][0]:g}"
-    where = found["machine"]
-    return (
-        f"{table(columns, rows)}\n\nMedians of {len(speed['batch 8']['tokens']['here'])} rounds, least and most beside them. Handing over the "
-        f"weights takes {hand['median']:.2f} s ({hand['min']:.2f} to {hand['max']:.2f}). The machine was busy with other work (load {load} on {where['cpus']} "
-        "processors), so that the ratios say more than the rates; the student's own process had one thread."
+    about = (
+        f"Medians of {speed['rounds']} rounds, the least and the most beside them. Handing over the weights takes {hand['median']:.2f} s "
+        f"({hand['min']:.2f} to {hand['max']:.2f}). The machine was busy with other work (load {load} on {where['cpus']} processors), so that "
+        f"the ratios say more than the rates; the student had {where['threads']} thread{'s' * (where['threads'] > 1)}, vLLM as many as it takes."
     )
+    first = table(["prompts", "vLLM, tokens/s", "`Student.write`, tokens/s", "times as fast", "with the hand-over"], rows)
+    return "\n\n".join([first, table(["prompts", "vLLM, seconds of reading the prompts", "`Student.write`"], spent), about])
 
 
 def _rate(found: dict[str, float]) -> str:

@@ -129,6 +129,36 @@ def test_calls_go_to_all_servers_and_one_that_dies_is_left_out(folders: dict[str
             source.draw(1, student)
 
 
+def asks_again(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A world that always asks for more."""
+    return [{"role": "user", "content": "more"}]
+
+
+def test_several_turns_and_draws_ahead_have_one_hand_over_a_step(folders: dict[str, str]) -> None:
+    """A dialogue's later turns are of the same weights; what is drawn ahead is compared with the weights that it was given."""
+    pen = Pen(folders["student"], context=256)
+    student = lb.Student(folders["student"], lb.AdamW(learning_rate=1e-2, warmup=0), dtype="float32").load(3)
+    with writing(pen) as url:
+        engine = VLLM([url], "toy", dtype="float32")
+        source = lb.OnPolicy(folders["prompts"], sequences=4, sampling=Sampling(64), environment="test_engines:asks_again", engine=engine)
+        ahead = lb.Prefetch(source).load(student.live.vocabulary, Share())
+        for step in range(3):
+            batch = ahead.draw(step, student)
+            assert batch.figures[MISMATCH][0] < 1e-4 * batch.figures[MISMATCH][1]
+            learn(student, batch, step)
+    assert pen.told == ["collective_rpc", "reset_prefix_cache"] * 3
+
+
+def test_adapters_are_folded_in(folders: dict[str, str]) -> None:
+    with writing(Pen(folders["student"])) as url:
+        student = lb.Student(folders["student"], lb.AdamW(learning_rate=1e-1, warmup=0), lora=lb.LoRA(rank=2), dtype="float32").load(3)
+        source, _ = alive(folders, [url], student)
+        for step in range(2):
+            batch = source.draw(step, student)
+            learn(student, batch, step)
+    assert batch.figures[MISMATCH][1] and batch.figures[MISMATCH][0] < 1e-4 * batch.figures[MISMATCH][1]
+
+
 def test_in_a_whole_run_the_mismatch_is_in_the_records(folders: dict[str, str], tmp_path: Path) -> None:
     with writing(Pen(folders["student"])) as url:
         engine = {"type": "VLLM", "servers": [url], "model": "toy", "dtype": "float32", "every": 2}
