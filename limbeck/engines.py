@@ -276,9 +276,7 @@ class _Served:
         return [found[n] for n in range(len(prompts))]
 
     def _one(self, prompt: list[int], sampling: Sampling, seed: int, ends: Sequence[int]) -> Written:
-        room = sampling.max_tokens if self.longest is None else min(sampling.max_tokens, self.longest - len(prompt))
-        if room < 1:
-            raise EndpointError(f"{self.model} takes {self.longest} tokens, and a prompt has {len(prompt)}; start it with a larger --max-model-len")
+        room = _room(sampling, self.longest, prompt)
         body = {"model": self.model, "prompt": prompt, "max_tokens": room, "seed": seed, "logprobs": 0, "return_token_ids": True,
                 "stop_token_ids": list(ends), **_narrowed(sampling)}  # fmt: skip
         return self.server.post("completions", body, lambda found: _written(found["choices"][0]))
@@ -292,6 +290,15 @@ def _forgotten(place: Place) -> str | None:
             return None
         time.sleep(0.1)
     return why
+
+
+def _room(sampling: Sampling, longest: int | None, prompt: list[int]) -> int:
+    """How many tokens may follow a prompt."""
+    room = sampling.max_tokens if longest is None else min(sampling.max_tokens, longest - len(prompt))
+    if room < 1:
+        raise EndpointError(f"vLLM was started for {longest} tokens, and a prompt has {len(prompt)}; start it with a larger --max-model-len, "
+                            "or lower max_prompt")  # fmt: skip
+    return room
 
 
 def _narrowed(sampling: Sampling) -> dict[str, Any]:
@@ -335,7 +342,7 @@ class _Inside:
         """All in one call."""
         longest: int = self.llm.llm_engine.model_config.max_model_len
         settings = {"logprobs": 0, "stop_token_ids": list(ends), **_narrowed(sampling)}
-        rooms = [min(sampling.max_tokens, longest - len(prompt)) for prompt in prompts]
+        rooms = [_room(sampling, longest, prompt) for prompt in prompts]
         asked = [self.vllm.SamplingParams(max_tokens=room, seed=seed, **settings) for room, seed in zip(rooms, seeds, strict=True)]
         found = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
         return [self._read(each.outputs[0]) for each in found]

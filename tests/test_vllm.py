@@ -108,7 +108,7 @@ def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) 
     """vLLM's interpreter has an older transformers, so that the engine's own part runs there, and the student here."""
     student = Student(vllm_writer.shrunk(model, 2, tmp_path / "small"), dtype="float32").load(1)
     folders, vocabulary = [tmp_path / "one", tmp_path / "two"], student.live.vocabulary
-    prompts = [vocabulary.prompt({"prompt": text * 20}, agreement.ASKED) for text in QUESTIONS]
+    prompts = [vocabulary.prompt({"prompt": text * 8}, agreement.ASKED) for text in QUESTIONS]
     said, batches = list[torch.Tensor](), list[Batch]()
     for folder in folders:
         folder.mkdir()
