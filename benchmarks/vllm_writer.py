@@ -27,7 +27,7 @@ import limbeck as lb
 from limbeck.batch import Batch
 from limbeck.data import Data
 from limbeck.decoding import Sampling, Written
-from limbeck.engines import VLLM
+from limbeck.engines import ALARM_NATS, EXCESS, MISMATCH, VLLM, Figures
 from limbeck.errors import LimbeckError
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from limbeck.objective import CrossEntropy, Objective
@@ -114,14 +114,18 @@ def agreement(steps: Steps, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def planted(steps: Steps, most: int = 10) -> dict[str, Any]:
+FAULTS = {"stale weights": "collective_rpc", "stale prefix cache": "reset_prefix_cache"}
+"""What is planted, and what a server is not told for it."""
+
+
+def planted(steps: Steps, faults: Sequence[str] = tuple(FAULTS), most: int = 10) -> dict[str, Any]:
     """A reload that is left out at each step, and then the reset of the prefix cache: after how many steps the run stops, and what it says."""
     (place,) = steps.source.engine._pen.server.places
     tell, found = place.tell, dict[str, Any]()
-    for fault, left_out in (("stale weights", "collective_rpc"), ("stale prefix cache", "reset_prefix_cache")):
+    for fault in faults:
         batch = steps.draw()
         seen = found[fault] = {"caught_after_steps": None, "said": "", "not_caught": list[dict[str, float]]()}
-        place.tell = lambda path, body=None, left_out=left_out: None if path == left_out else tell(path, body)
+        place.tell = lambda path, body=None, left_out=FAULTS[fault]: None if path == left_out else tell(path, body)
         for number in range(1, most + 1):
             steps.learn(batch)
             try:
@@ -135,6 +139,37 @@ def planted(steps: Steps, most: int = 10) -> dict[str, Any]:
         steps.source.engine._handed = None
     steps.draw()  # and all is well again
     return found
+
+
+def remembered(model: str, work: Path) -> dict[str, Any]:
+    """The whole model, all of its weights moved by a share of their spread, its prompts remembered: with and without the reset."""
+    found, share = dict[str, Any](), 0.03
+    with serving(model, work / "remembered.log", "bfloat16", name="student") as url:
+        student = lb.Student(model, dtype="bfloat16").load(8)
+        source = lb.OnPolicy(asked(work, SEQUENCES), sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student", alarm_nats=100.0))
+        source = source.load(student.live.vocabulary, Share())
+        (place,) = source.engine._pen.server.places
+        tell, draw = place.tell, torch.Generator().manual_seed(0)
+        for step, name in enumerate(("as it was", "moved, the reset left out", "the same, and reset")):
+            if step == 1:
+                for weight in student.live.module.parameters():
+                    weight.data += share * weight.data.std() * torch.randn(weight.shape, generator=draw)
+                place.tell = lambda path, body=None: None if path == "reset_prefix_cache" else tell(path, body)
+            figures = {figure: total / count for figure, (total, count) in source.draw(step, student).figures.items()}
+            found[name] = {**figures, "stops": _stops(source.engine, figures)}
+            place.tell = tell
+            print(name, found[name], flush=True)
+    return {"moved_by": share, **found}
+
+
+def _stops(engine: VLLM, figures: dict[str, float]) -> bool:
+    """Whether a run with the alarm as it is by default would stop there."""
+    tokens = engine.checked * TOKENS
+    try:
+        engine._see(Figures(figures[MISMATCH] * tokens, figures[EXCESS] * tokens, tokens), ALARM_NATS["bfloat16"])
+    except LimbeckError:
+        return True
+    return False
 
 
 class Rounds:
@@ -202,12 +237,16 @@ def begun(folder: str, teacher: str, data: Data, url: str, steps: int) -> Steps:
 
 def measured(model: str, steps: int, rounds: int, work: Path, only: str) -> dict[str, Any]:
     """What is asked for, with one server."""
+    if only == "remembered":
+        return {"remembered": remembered(model, work)}
     folder, found = shrunk(model, LAYERS, work / "student"), dict[str, Any]()
     with serving(folder, work / "log", "bfloat16", name="student") as url:
         loop = begun(folder, model, asked(work, 32), url, steps)
         if only != "speed":
             found = {"agreement": agreement(loop, steps), "planted": planted(loop)}
-        return found if only == "agreement" else {**found, "speed": speed(loop, work, (8, 32), rounds)}
+        if only != "agreement":
+            found["speed"] = speed(loop, work, (8, 32), rounds)
+    return found if only else {**found, "remembered": remembered(model, work)}
 
 
 def main() -> None:
@@ -217,7 +256,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--only", choices=["agreement", "speed"], default="", help="one half; the other one stays as it was found")
+    parser.add_argument("--only", choices=["agreement", "speed", "remembered"], default="", help="one part; the others stay as they were found")
     given = parser.parse_args()
     if python() is None:
         parser.exit(1, "there is no vLLM yet; python benchmarks/vllm_server.py makes it\n")
