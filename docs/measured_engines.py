@@ -2,6 +2,7 @@
 
 from measured import results, table
 
+MISMATCH, EXCESS = "writer/mismatch_nats", "writer/excess_nats"
 FAULTS = {"stale weights": "the reload, at every step", "stale prefix cache": "the reset of the prefix cache, at every step"}
 
 
@@ -16,11 +17,16 @@ def vllm_writer() -> str:
     ]
     text = table(["the student's weights", "draws", "`writer/mismatch_nats`", "`writer/excess_nats`"], cells)
     left_out = [[what, _caught(found["planted"][fault]["caught_after_steps"])] for fault, what in FAULTS.items()]
+    moved = found["remembered"]
+    names = [name for name in moved if name != "moved_by"]
+    seen = [[name, f"{moved[name][MISMATCH]:.3f}", f"{moved[name][EXCESS]:+.3f}", "yes" if moved[name]["stops"] else "no"] for name in names]
     size = (
         f"{found['layers']} layers of SmolLM2-135M-Instruct, bfloat16, {found['sequences']} sequences of at most {found['max_tokens']} tokens a step"
     )
     about = f"{size}, learning rate {found['learning_rate']:g}. {found['server']}."
-    return "\n\n".join([text, table(["left out", "the run stops"], left_out), about])
+    whole = f"The whole model, whose prompts the server remembers, all weights moved by {100 * moved['moved_by']:.0f} % of their spread:"
+    remembered = table(["its weights", f"`{MISMATCH}`", f"`{EXCESS}`", "the run stops"], seen)
+    return "\n\n".join([text, table(["left out", "the run stops"], left_out), about, whole, remembered])
 
 
 def vllm_speed() -> str:

@@ -1,4 +1,4 @@
-"""Writes with vLLM inside this process, under vLLM's own interpreter: an order as JSON on standard input, what was written on the last line.
+"""Writes with vLLM inside this process, under vLLM's own interpreter: an order as JSON on standard input, what was written on a line of JSON.
 
 Its transformers is older than what Limbeck opens students with, so that of Limbeck the engine's own part alone runs here.
 """
@@ -19,7 +19,7 @@ def main() -> None:
         pen.take(folder)
         prompts = asked["prompts"]
         found.append([[new.tokens, new.logp] for new in pen.complete(prompts, Sampling(asked["max_tokens"]), range(len(prompts)), asked["ends"])])
-    print(json.dumps(found), flush=True)
+    print(f"\n{json.dumps(found)}", flush=True)
 
 
 if __name__ == "__main__":

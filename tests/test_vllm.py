@@ -110,6 +110,11 @@ def test_a_prompt_remembered_from_older_weights_is_caught(model: str, tmp_path: 
     assert [found[name]["stops"] for name in ("as it was", "moved, the reset left out", "the same, and reset")] == [False, True, False]
 
 
+def said_of(output: str) -> list[Any]:
+    """The answer among what vLLM prints itself."""
+    return json.loads(next(line for line in output.splitlines() if line.startswith("[[[[")))
+
+
 def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) -> None:
     """vLLM's interpreter has an older transformers, so that the engine's own part runs there, and the student here."""
     student = Student(vllm_writer.shrunk(model, 2, tmp_path / "small"), dtype="float32").load(1)
@@ -127,7 +132,7 @@ def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) 
     done = subprocess.run([str(vllm_server.python()), str(script)], input=json.dumps(order), text=True, capture_output=True, check=False,
                           env={**vllm_server.environment(), "PYTHONPATH": str(root)})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    for folder, written in zip(folders, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for folder, written in zip(folders, said_of(done.stdout), strict=True):
         pairs = zip(prompts, written, strict=True)
         batches.append(Batch.of([Text.answered(prompt, tokens, {}, logp) for prompt, (tokens, logp) in pairs], "student"))
         said.append(vllm_writer.token_nats(Student(str(folder), dtype="float32").load(1), batches[-1]))
