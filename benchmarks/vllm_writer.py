@@ -142,11 +142,13 @@ def planted(steps: Steps, faults: Sequence[str] = tuple(FAULTS), most: int = 10)
 
 
 def remembered(model: str, work: Path) -> dict[str, Any]:
-    """The whole model, all of its weights moved by a share of their spread, its prompts remembered: with and without the reset."""
+    """The whole model in float32, all of its weights moved by a share of their spread, its prompts remembered: with and without the reset."""
     found, share = dict[str, Any](), 0.03
-    with serving(model, work / "remembered.log", "bfloat16", name="student") as url:
-        student = lb.Student(model, dtype="bfloat16").load(8)
-        source = lb.OnPolicy(asked(work, SEQUENCES), sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student", alarm_nats=100.0))
+    with serving(model, work / "remembered.log", "float32", name="student") as url:
+        student = lb.Student(model, dtype="float32").load(8)
+        source = lb.OnPolicy(
+            asked(work, SEQUENCES), sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student", dtype="float32", alarm_nats=100.0)
+        )
         source = source.load(student.live.vocabulary, Share())
         (place,) = source.engine._pen.server.places
         tell, draw = place.tell, torch.Generator().manual_seed(0)
@@ -166,7 +168,7 @@ def _stops(engine: VLLM, figures: dict[str, float]) -> bool:
     """Whether a run with the alarm as it is by default would stop there."""
     tokens = engine.checked * TOKENS
     try:
-        engine._see(Figures(figures[MISMATCH] * tokens, figures[EXCESS] * tokens, tokens), ALARM_NATS["bfloat16"])
+        engine._see(Figures(figures[MISMATCH] * tokens, figures[EXCESS] * tokens, tokens), ALARM_NATS["float32"])
     except LimbeckError:
         return True
     return False
