@@ -189,10 +189,8 @@ def whole_tensor(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_share(tensor) else tensor
 
 
-def share_like(whole: Tensor, like: Any) -> Tensor:
-    """This rank's share of a tensor that it has whole, laid out as `like` is."""
-    if not is_share(like) or whole.shape != like.shape:
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def room_like(known: Tensor, like: Any) -> Tensor:
+    """Room for a tensor of this shape and dtype, laid out as `like` is where that has its shape."""
+    if like is not None and known.shape == like.shape:
+        return torch.empty_like(like, dtype=known.dtype, requires_grad=False)
+    return torch.empty(known.shape, dtype=known.dtype, device="cpu" if not known.ndim or like is None else like.device)

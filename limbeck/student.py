@@ -10,7 +10,7 @@ from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written, write
-from limbeck.distributed import Passes, is_sharded, ranks, share_like, whole_tensor
+from limbeck.distributed import Passes, is_sharded, ranks, room_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.insides import CLOSED, Layers
 from limbeck.lazy import Tensor, torch
@@ -23,6 +23,7 @@ from limbeck.vocabulary import Vocabulary
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from limbeck.checkpoint import Saved
     from limbeck.loss import Outputs
     from limbeck.models import Model
     from limbeck.opened import OpenModel
@@ -239,18 +240,24 @@ class Student(Part):
         averages = {name: weight for shadow in self._shadows.values() for name, weight in shadow.state().items()}
         return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments | averages
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        for shadow in self._shadows.values():
-            shadow.restore(state)
-        for name, weight in self._moving.items():
-            weight.data.copy_(share_like(state[f"weight.{name}"], weight))
-            mark = f"moment.{name}."
-            self._optimizer.state[weight] = {
-                key.removeprefix(mark): share_like(value, weight) if value.is_floating_point() or value.ndim else int(value)
-                for key, value in state.items()
-                if key.startswith(mark)
-            }
+    def restore(self, saved: "Saved") -> None:
+        """Take back what `state` gave: each rank reads what it holds, moments laid out as their weights are."""
+        moving = self._moving
+        averages = {name: weight for shadow in self._shadows.values() for name, weight in shadow.state().items()}
+        moments = {key: room_like(known, moving.get(_moment(key)[0])) for key, known in saved.known.items() if key.startswith("moment.")}
+        saved.fill({f"weight.{name}": weight.detach() for name, weight in moving.items()} | averages | moments)
+        kept = dict[str, dict[str, Any]]()
+        for key, value in moments.items():
+            name, kind = _moment(key)
+            kept.setdefault(name, {})[kind] = value if value.is_floating_point() or value.ndim else int(value)
+        for name, weight in moving.items():
+            self._optimizer.state[weight] = kept.get(name, {})
+
+
+def _moment(key: str) -> tuple[str, str]:
+    """Of which weight a moment is, and which of its moments."""
+    name, _, kind = key.removeprefix("moment.").rpartition(".")
+    return name, kind
 
 
 def _where(nats: dict[str, Tensor], batch: Batch) -> str:

@@ -60,7 +60,7 @@ def save(made: lb.Recipe, work: Path, name: str) -> None:
 
 def launch(work: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / "ranks.py"), str(work)]
-    where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, "\n".join(line for line in ended.stderr.splitlines() if "left" not in line)[-6000:]  # without the progress
 
@@ -97,7 +97,7 @@ def test_shares_are_shares(work: Path) -> None:
     """Each rank's file holds half of the weights and moments."""
     files = sorted((work / "kd-shares" / "checkpoints").rglob("*.safetensors"))
     whole = next((work / "kd-copies" / "checkpoints").rglob("*.safetensors")).stat().st_size
-    assert [file.name for file in files] == ["state-0-of-2.safetensors", "state-1-of-2.safetensors"]
+    assert [file.name for file in files] == [f"shard-0000{n}-model-00001-of-00001.safetensors" for n in (1, 2)]
     assert all(0.4 * whole < file.stat().st_size < 0.6 * whole for file in files)
 
 
@@ -115,6 +115,6 @@ def test_two_ranks_stop_together_and_one_goes_on(how: str, work: Path) -> None:
 
 def test_a_share_that_is_missing_is_said(work: Path, tmp_path: Path) -> None:
     run = work / "sft-shares"
-    next((run / "checkpoints").rglob("state-1-of-2.safetensors")).unlink()
-    with pytest.raises(lb.LimbeckError, match="1 of 2 shares are there"):
+    next((run / "checkpoints").rglob("shard-00002-*.safetensors")).unlink()
+    with pytest.raises(lb.LimbeckError, match="1 of 2 files are there; shard-00002-model-00001-of-00001.safetensors is not"):
         lb.distill(lb.Recipe.read(work / "sft.yaml"), run)

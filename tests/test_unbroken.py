@@ -75,7 +75,7 @@ def killed_at(moment: int):
     import safetensors.torch
 
     for module, name in ((os, "replace"), (os, "fsync"), (os, "chmod"), (json, "dumps"), (files.tempfile, "mkdtemp"), (files.tempfile, "mkstemp"),
-                         (files.shutil, "rmtree"), (safetensors.torch, "save_file"), (torch.optim.AdamW, "step")):  # fmt: skip
+                         (files.shutil, "rmtree"), (safetensors.torch, "save"), (torch.optim.AdamW, "step")):  # fmt: skip
         setattr(module, name, counting(getattr(module, name)))
     yield
 
