@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from limbeck.methods import skd as skd
     from limbeck.methods import tinybert as tinybert
     from limbeck.methods import uld as uld
+    from limbeck.mixture import Mixture as Mixture
     from limbeck.networks import MLP as MLP
     from limbeck.networks import ConvNet as ConvNet
     from limbeck.networks import CustomNetwork as CustomNetwork
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
     from limbeck.teacher_samples import TeacherSamples as TeacherSamples
     from limbeck.teachers import Cached as Cached
     from limbeck.teachers import Local as Local
-    from limbeck.teachers import Mixture as Mixture
     from limbeck.teachers import Silent as Silent
     from limbeck.teachers import Teacher as Teacher
     from limbeck.train import distill as distill
@@ -141,7 +141,8 @@ _WHERE = {
     "student": "Student",
     "targets": "Targets",
     "teacher_samples": "TeacherSamples",
-    "teachers": "Cached Local Mixture Silent Teacher",
+    "mixture": "Mixture",
+    "teachers": "Cached Local Silent Teacher",
     "train": "distill",
     "verifiers": "Exact JsonSchema MultipleChoice Number Regex UnitTests",
 }

@@ -16,7 +16,7 @@ FLOORS = [
         "adapters attention classify decoding distributed gguf_writer hooks kinds machine masked memory models narrow "
         "networks opened optimizer pen prune seq2seq server shadow siamese speculative writer",
         "aligned average cache checkpoint curriculum endpoint evaluate experts guidance herding hidden interleaved "
-        "judges matching pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
+        "judges matching mixture pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
         "pipeline recipe selftest shrink stages train",
