@@ -36,8 +36,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> 
 
 
 def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint import save as save_all
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_all
 
     if tensors:
         writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
@@ -70,7 +70,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @contextmanager
 def _plainly() -> Generator[None]:
     """Errors as they are, without the library's wrapping of those of all ranks; and no word about one process being one."""
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -100,13 +100,13 @@ class Saved:
             raise ValueError(f"{cut[0]} has {there[cut[0]]:,} bytes of {files[cut[0]]:,}")
 
     def _reader(self) -> Any:
-        from torch.distributed.checkpoint import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         return HuggingFaceStorageReader(str(self.folder))
 
     def fill(self, tensors: dict[str, Tensor]) -> None:
         """Read into these tensors, of shares what this rank holds. Raises CheckpointError where they are not those that were saved."""
-        from torch.distributed.checkpoint import load
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         with _readable(self.folder), _plainly():
             for name in [*tensors, *self.known]:

@@ -5,13 +5,15 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from limbeck.batch import Batch
 from limbeck.errors import LimbeckError
+from limbeck.interrupt import Interrupted, in_force
 from limbeck.lazy import Tensor, torch
 
 T = TypeVar("T")
@@ -25,20 +27,58 @@ def start() -> None:
 
     if os.environ.get("FSDP_VERSION", "2") != "2":
         raise LimbeckError("FSDP 1 was asked for, and only FSDP 2 is known; give accelerate launch --fsdp_version 2")
-    PartialState()
+    try:
+        PartialState()
+    except torch.distributed.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            raise LimbeckError(f"the processes cannot meet at {place}, which is in use; set another MASTER_PORT") from None
+        raise LimbeckError(f"the processes cannot meet at {place} ({_first_line(error)}); see to MASTER_ADDR and MASTER_PORT") from None
 
 
 def leave(code: int = 0) -> None:
-    """Part from the other ranks, at the end of all, and end the process; alone, do nothing.
+    """Part from the other ranks, at the end of all, and end the process; alone, do nothing."""
+    if _is_started():
+        try:
+            wait()  # nobody goes while another needs them; the group is not taken down, which aborts the process now and then
+        except RuntimeError as error:  # whoever is gone already needs nobody
+            if not is_lost(error):
+                raise
+    break_off(code)
 
-    At once: threads of gloo's that outlive the group abort the interpreter's own end now and then, when all is done.
+
+def break_off(code: int) -> None:
+    """End the process without a word to the other ranks, who will see it; alone, do nothing.
+
+    At once: threads of gloo's abort the interpreter's own end now and then, when all is done.
     """
     if _is_started():
-        wait()  # nobody goes while another needs them
-        torch.distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def speaks() -> bool:
+    """Whether it is for this rank to say what ends the job: for the first that asks, since the others fail by it."""
+    if not _is_started():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add("limbeck/said", 1) == 1
+    except RuntimeError:  # where the ranks met there is nobody any more
+        return True
+
+
+LOST = r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|heartbeat|remote process (has )?(exited|terminated)|unhandled system error"
+"""How gloo and NCCL say that a rank does not answer."""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone."""
+    return ranks() > 1 and isinstance(error, RuntimeError) and re.search(LOST, str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def _is_started() -> bool:
@@ -78,6 +118,34 @@ def gathered(value: T) -> list[T]:
     found: list[Any] = [None] * ranks()
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+def agree() -> None:
+    """Stop here, on all ranks, if any of them was asked to. Alone, the signal itself has seen to it."""
+    if ranks() == 1:
+        return
+    from limbeck.machine import device
+
+    asked = torch.tensor(in_force().asked or 0, device=device())
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+    if asked:
+        raise Interrupted(int(asked))
+
+
+def ended_together(lend: Callable[[Callable[[Any], Any]], Any], work: Callable[[Any], T]) -> T:
+    """Lend a model for work that each rank does by itself, as writing is; one that is asked to stop does so, and then all do."""
+    if ranks() == 1:
+        return lend(work)
+
+    def attempt(model: Any) -> T | None:
+        try:
+            return work(model)
+        except Interrupted:  # told to the others below
+            return None
+
+    found = lend(attempt)
+    agree()
+    return cast(T, found)
 
 
 def wait() -> None:

@@ -10,7 +10,7 @@ from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written, write
-from limbeck.distributed import Passes, is_sharded, ranks, room_like, whole_tensor
+from limbeck.distributed import Passes, agree, ended_together, is_sharded, ranks, room_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.insides import CLOSED, Layers
 from limbeck.lazy import Tensor, torch
@@ -182,6 +182,7 @@ class Student(Part):
         """The same nats [N] by term, and nothing learnt."""
         from limbeck.loss import measure
 
+        agree()
         return self.run(lambda model: measure(model.forward(batch, objective.opens[0]), said, batch, objective))
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
@@ -192,7 +193,7 @@ class Student(Part):
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with all weights as they are now, rounded where its arithmetic is narrower: writing. Every rank must do it."""
         writer = self.live.writer
-        return self._passes.run_whole(work) if is_sharded() else work(self._pen.of(writer))
+        return ended_together(self._passes.run_whole if is_sharded() else lambda each: each(self._pen.of(writer)), work)
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""

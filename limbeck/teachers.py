@@ -10,7 +10,7 @@ from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.config import live, part, plain
 from limbeck.decoding import Sampling
-from limbeck.distributed import Passes
+from limbeck.distributed import Passes, ended_together
 from limbeck.errors import CacheError, RecipeError
 from limbeck.insides import INSIDE, Opens
 from limbeck.lazy import torch
@@ -205,7 +205,7 @@ class Local(Opens, Teacher):
 
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with the model, all its weights here; every rank must do it."""
-        return self._passes.run_whole(lambda model: work(model.writer))
+        return ended_together(self._passes.run_whole, lambda model: work(model.writer))
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Written here, many side by side."""

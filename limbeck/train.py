@@ -54,6 +54,7 @@ def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, ba
     def passes() -> None:
         parts = distributed.evenly(batch.split(run.tokens_per_pass))
         for place, (part, said) in enumerate(zip(parts, teacher.score(parts), strict=True)):  # who scores
+            distributed.agree()  # to stop, if one was asked to: a step may be long
             last = place + 1 == len(parts)
             run.add(student.learn(part, said, objective, scale=run.ranks / total, last=last), part)  # how far
 

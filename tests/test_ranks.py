@@ -116,5 +116,5 @@ def test_two_ranks_stop_together_and_one_goes_on(how: str, work: Path) -> None:
 def test_a_share_that_is_missing_is_said(work: Path, tmp_path: Path) -> None:
     run = work / "sft-shares"
     next((run / "checkpoints").rglob("shard-00002-*.safetensors")).unlink()
-    with pytest.raises(lb.LimbeckError, match="1 of 2 files are there; shard-00002-model-00001-of-00001.safetensors is not"):
+    with pytest.raises(lb.LimbeckError, match=r"1 of 2 files are there; shard-00002-model-00001-of-00001\.safetensors is not"):
         lb.distill(lb.Recipe.read(work / "sft.yaml"), run)
