@@ -160,20 +160,23 @@ def evenly(parts: list[Batch]) -> list[Batch]:
 
 
 class Passes:
-    """A model's passes, each made as one forward of a module, so that whoever copies or shards it has it whole when it is needed."""
+    """A model's passes, each made as one forward of a module, so that whoever copies or shards it has it whole when it is needed.
 
-    def __init__(self, model: Any, learns: bool) -> None:
+    whole: on every rank even where shares are asked for: weights of 4 or 8 bits, and those that lie elsewhere, cannot be cut.
+    """
+
+    def __init__(self, model: Any, learns: bool, whole: bool = False) -> None:
         self._module: Any = _wrapped(model)
         self._copies: Any = None
-        self._learns = learns
-        if is_sharded():
+        self._learns, self._shares = learns, is_sharded() and not whole
+        if self._shares:
             _shard(self._module, model.causal)
         elif ranks() > 1 and learns:
             self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
 
     def join(self, other: Any) -> None:
         """Have another module learn with the model, before the first pass: in its copies, or sharded, each of its linear maps by itself."""
-        if is_sharded():
+        if self._shares:
             from torch.distributed.fsdp import fully_shard
 
             for each in [each for each in other.modules() if isinstance(each, torch.nn.Linear)]:
@@ -186,7 +189,7 @@ class Passes:
     def run(self, work: Callable[[Any], T]) -> T:
         """Do something with the model."""
         found = self._module(work)
-        if is_sharded() and self._learns:  # the group of embedding and head stays whole without a backward pass, and would miss the next step
+        if self._shares and self._learns:  # the group of embedding and head stays whole without a backward pass, and would miss the next step
             self._module.reshard()
         return found
 
@@ -209,7 +212,7 @@ class Passes:
 
     @contextmanager
     def _whole(self) -> Generator[None]:
-        if not is_sharded():
+        if not self._shares:
             yield
             return
         shards = [each for each in self._module.modules() if hasattr(each, "unshard")]

@@ -84,8 +84,8 @@ class Student(Part):
         made = self.fresh()
         made._open, made._steps = model, steps
         made._open.see_learnable(self.lora is not None, self.gradient_checkpointing)
-        if self.lora and is_sharded():
-            raise RecipeError("a student with adapters cannot be sharded; launch without --use_fsdp, or drop lora")
+        if self.quantization and is_sharded():
+            raise RecipeError(f"a student of {self.quantization} weights cannot be sharded; launch without --use_fsdp, or leave out quantization")
         if self.lora:
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
@@ -221,13 +221,13 @@ class Student(Part):
         Every rank must call; those that only bring their share give no folder.
         """
         module = self.live.module
-        whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
-        if folder is None:
-            return
         if self.lora and not self.quantization:
-            save_folded(module, folder)
-            self.live.vocabulary.tokenizer.save_pretrained(folder)
-        else:
+            self._passes.run_whole(lambda model: save_folded(module, folder) if folder else None)
+            if folder:
+                self.live.vocabulary.tokenizer.save_pretrained(folder)
+            return
+        whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
+        if folder:
             self.live.save(folder, whole)
 
     def state(self) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ class Local(Opens, Teacher):
             made._open, made._student = student.live, student
         else:
             made._open = open_kind(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
-            made._passes = Passes(made._open, learns=False)
+            made._passes = Passes(made._open, learns=False, whole=self.quantization is not None)
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made

@@ -289,3 +289,12 @@ def test_metrics_reach_a_tracker(toy, tmp_path) -> None:
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     with pytest.raises(RecipeError, match="the tracker wandb is not installed"):
         lb.distill(recipe("kd", toy, trackers=["wandb"]), tmp_path / "other")
+
+
+def test_adapters_begin_alike_whatever_was_drawn_before(toy, tmp_path) -> None:
+    made = recipe("kd", toy, steps=2)
+    made = replace(made, student=replace(made.student, lora=lb.LoRA(4)))
+    lb.distill(made, tmp_path / "one")
+    torch.rand(7)
+    lb.distill(made, tmp_path / "two")
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
