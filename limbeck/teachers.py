@@ -17,7 +17,7 @@ from limbeck.lazy import torch
 from limbeck.licences import Licence, from_plain, of_model, of_recorded
 from limbeck.licensed import Licensed
 from limbeck.machine import Opening, Precision
-from limbeck.places import fingerprint
+from limbeck.places import fingerprint, is_call
 from limbeck.privacy import expanded, shareable
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
@@ -120,13 +120,16 @@ class Silent(Teacher):
 class Local(Opens, Teacher):
     """A model on this machine, by hub name, folder, GGUF file, or `module:function` that gives a torch module.
 
-    "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it.
+    "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it. offload: where its
+    layers lie, and come from one by one in each pass, if they do not fit beside the student: in main memory ("cpu", for a GPU) or on
+    the "disk". The scores are the same, and slower.
     """
 
     model: str
     dtype: Precision = "auto"
     attention: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
+    offload: Literal["cpu", "disk"] | None = None
     trust_remote_code: bool = False
 
     _open: Any = live()
@@ -137,6 +140,12 @@ class Local(Opens, Teacher):
     def adopt(cls, value: object) -> object:
         """A folder may stand for the whole."""
         return cls(model=str(value)) if isinstance(value, Path) else value
+
+    def __post_init__(self) -> None:
+        other = self.model == "@student" or is_call(self.model) or self.model.endswith(".gguf")
+        if self.offload and (self.quantization or other):
+            what = f"{self.quantization} weights" if self.quantization else self.model
+            raise RecipeError(f"{what} cannot be offloaded, only a model in a folder or on the hub that is not quantised; leave out offload")
 
     @property
     def says(self) -> frozenset[str]:
@@ -153,8 +162,9 @@ class Local(Opens, Teacher):
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
-            made._open = open_kind(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
-            made._passes = Passes(made._open, learns=False, whole=self.quantization is not None)
+            opening = Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code, offload=self.offload)
+            made._open = open_kind(self.model, opening)
+            made._passes = Passes(made._open, learns=False, whole=bool(self.quantization or self.offload))
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made

@@ -14,7 +14,7 @@ FLOORS = [
         "pieces prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",
         "adapters attention classify decoding distributed gguf_writer hooks kinds machine masked memory models narrow "
-        "networks opened optimizer pen prune seq2seq server shadow siamese speculative writer",
+        "networks offload opened optimizer pen prune seq2seq server shadow siamese speculative writer",
         "aligned average cache checkpoint curriculum endpoint evaluate experts guidance herding hidden interleaved "
         "judges matching mixture pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
