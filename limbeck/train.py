@@ -8,6 +8,7 @@ from limbeck.errors import is_out_of_memory
 from limbeck.evaluate import evaluate
 from limbeck.objective import Objective
 from limbeck.recipe import Recipe
+from limbeck.room import see_room
 from limbeck.run import Run
 from limbeck.selftest import self_test
 from limbeck.sources import Source
@@ -22,6 +23,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     whatever is the user's to mend; Stopped where SIGINT or SIGTERM asked for the end, after saving.
     """
     with Run(out, recipe) as run:
+        see_room(recipe)
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0 and not run.finished:
             self_test(student, teacher, objective, drawn=_first(source, student) if teacher.needs_rows or student.live.needs_rows else None)

@@ -19,7 +19,7 @@ FLOORS = [
         "judges matching mixture pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
         "trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
-        "pipeline recipe selftest shrink stages train",
+        "pipeline recipe room selftest shrink stages train",
         "__main__ check check_stages cli cli_evaluate cli_export cli_plan exporting planning quickstart report sweep transfer",
     )
 ]
