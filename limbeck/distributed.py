@@ -153,10 +153,10 @@ def wait() -> None:
     gathered(None)
 
 
-def evenly(parts: list[Batch]) -> list[Batch]:
-    """As many parts on every rank, empty ones too: the ranks meet in every pass."""
+def evenly(parts: list[Batch], batch: Batch) -> list[Batch]:
+    """As many parts of the batch on every rank, empty ones too: the ranks meet in every pass. What was said already is said of none, too."""
     most = max(gathered(len(parts)))
-    return parts + [Batch.of([], "corpus")] * (most - len(parts))
+    return parts + [batch.select([])] * (most - len(parts))
 
 
 class Passes:

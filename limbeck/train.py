@@ -54,7 +54,7 @@ def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, ba
     total = run.count(batch)  # counted after writing, over every rank
 
     def passes() -> None:
-        parts = distributed.evenly(batch.split(run.tokens_per_pass))
+        parts = distributed.evenly(batch.split(run.tokens_per_pass), batch)
         for place, (part, said) in enumerate(zip(parts, teacher.score(parts), strict=True)):  # who scores
             distributed.agree()  # to stop, if one was asked to: a step may be long
             last = place + 1 == len(parts)

@@ -1,6 +1,7 @@
-"""Two processes do what one does: gradients, metrics, evaluations and written text, for every named recipe."""
+"""Two and three processes do what one does: gradients, metrics, evaluations and written text, for every named recipe."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from limbeck.methods import METHODS as EVERY
 
 HERE = Path(__file__).parent
 HOWS = ("copies", "shares")
+"""Of two processes; three hold shares."""
 
 METHODS = {name: method for name, method in EVERY.items() if name != "distilbert"}
 """Those of causal models."""
@@ -25,7 +27,7 @@ OTHERS = ["running", "one-row", "projected", "layer-alone", "adapters", "checkpo
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Every recipe run by one process and by two, the two started once for all of them."""
+    """Every recipe run by one process, by two and by three, started once for all of them."""
     work = tmp_path_factory.mktemp("ranks")
     toy = {"student": toys.folder(work / "student", seed=1), "teacher": toys.folder(work / "teacher", seed=2, layers=3, sharp=8.0),
            "data": toys.jsonl(work / "train.jsonl", toys.rows(24)), "prompts": toys.jsonl(work / "prompts.jsonl", toys.rows(24, seed=1)),
@@ -49,7 +51,10 @@ def work(tmp_path_factory) -> Path:
         ("in-4-bits", small, lb.Local(toys.folder(work / "packed", seed=4, width=128), dtype="float32", quantization="4bit")),
     ):
         save(replace(sized(recipe("kd", toy, tokens_per_pass=100), 7), student=student, teacher=teacher), work, name)
-    launch(work)
+    launch(work, 2)
+    for how in HOWS:
+        shutil.copytree(work / f"stopped-{how}", work / f"onwards-{how}")
+    launch(work, 3)
     return work
 
 
@@ -67,10 +72,10 @@ def save(made: lb.Recipe, work: Path, name: str) -> None:
     lb.distill(made, work / f"{name}-one")
 
 
-def launch(work: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / "ranks.py"), str(work)]
+def launch(work: Path, ranks: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), str(HERE / "ranks.py"), str(work)]
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(command, env=where, capture_output=True, text=True, timeout=150)
     assert ended.returncode == 0, "\n".join(line for line in ended.stderr.splitlines() if "left" not in line)[-6000:]  # without the progress
 
 
@@ -82,9 +87,9 @@ def near(one: dict, two: dict, exact: float = 1e-5) -> None:
         assert two[key] == (pytest.approx(value, rel=bound, abs=1e-7) if isinstance(value, float | list) else value), key
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, "three"])
 @pytest.mark.parametrize("name", [*METHODS, *OTHERS])
-def test_two_ranks_do_what_one_does(name: str, how: str, work: Path) -> None:
+def test_several_ranks_do_what_one_does(name: str, how: str, work: Path) -> None:
     one, two = (read_jsonl(work / f"{name}-{run}" / "metrics.jsonl") for run in ("one", how))
     assert len(one) == len(two) > 2
     for row, other in zip(one, two, strict=True):
@@ -118,9 +123,18 @@ def test_two_ranks_stop_together_and_one_goes_on(how: str, work: Path) -> None:
     said = [(work / f"stopped-{how}-{rank}").read_text() for rank in (0, 1)]
     assert said[0] == said[1] == f"{run}: stopped by SIGTERM after 2 of 3 steps, which are saved; the same command goes on from there"
     lb.distill(lb.Recipe.read(work / "gkd_rl.yaml"), run)
-    for row, other in zip(read_jsonl(work / "gkd_rl-one" / "metrics.jsonl"), read_jsonl(run / "metrics.jsonl"), strict=True):
-        near(row, other)
-    same_student(work / "gkd_rl-one", run)
+    as_one(work / "gkd_rl-one", run)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_three_go_on_in_shares_from_what_two_saved(how: str, work: Path) -> None:
+    as_one(work / "gkd_rl-one", work / f"onwards-{how}")
+
+
+def as_one(one: Path, other: Path) -> None:
+    for row, again in zip(read_jsonl(one / "metrics.jsonl"), read_jsonl(other / "metrics.jsonl"), strict=True):
+        near(row, again)
+    same_student(one, other)
 
 
 def test_a_share_that_is_missing_is_said(work: Path, tmp_path: Path) -> None:
