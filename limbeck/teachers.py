@@ -129,8 +129,8 @@ class Local(Opens, Teacher):
     dtype: Precision = "auto"
     attention: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
-    offload: Literal["cpu", "disk"] | None = None
     trust_remote_code: bool = False
+    offload: Literal["cpu", "disk"] | None = None
 
     _open: Any = live()
     _passes: Any = live()
