@@ -7,6 +7,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
@@ -50,9 +51,12 @@ def leave(code: int = 0) -> None:
 def break_off(code: int) -> None:
     """End the process without a word to the other ranks, who will see it; alone, do nothing.
 
-    At once: threads of gloo's abort the interpreter's own end now and then, when all is done.
+    At once: threads of gloo's abort the interpreter's own end now and then, when all is done. Only the first, who without torchrun keeps
+    the place where the others ask whether they are to speak, waits a moment after a failure.
     """
     if _is_started():
+        if code and not rank() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

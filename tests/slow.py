@@ -10,7 +10,7 @@ from limbeck.decoding import Plain
 from limbeck.run import Run
 from limbeck.student import Student
 
-SECONDS = 0.1
+SECONDS = 0.4
 WHERE = {"writing": (Plain, "write_on"), "passes": (Student, "learn")}
 
 
