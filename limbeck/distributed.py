@@ -55,7 +55,7 @@ def break_off(code: int) -> None:
     the place where the others ask whether they are to speak, waits a moment after a failure.
     """
     if _is_started():
-        if code and not rank() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if code == 2 and not rank() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(2)
         sys.stdout.flush()
         sys.stderr.flush()
