@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.divergence import TotalVariation as TotalVariation
     from limbeck.drafts import generate as generate
     from limbeck.endpoint import Endpoint as Endpoint
+    from limbeck.engines import VLLM as VLLM
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Accuracy as Accuracy
     from limbeck.evaluate import Likelihood as Likelihood
@@ -114,6 +115,7 @@ _WHERE = {
     "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",
     "drafts": "generate",
     "endpoint": "Endpoint",
+    "engines": "VLLM",
     "errors": "LimbeckError",
     "evaluate": "Accuracy Likelihood Verified",
     "examples": "read_examples write_examples",

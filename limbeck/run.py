@@ -210,8 +210,9 @@ class Run:
 
     def count(self, batch: Batch) -> int:
         """Completion tokens of a step over all ranks. Raises DataError where there are none."""
-        mine = [len(batch.places_N), batch.left_out, *batch.earned, not len(batch)]
-        total, left_out, reward, answers, idle = distributed.sum_over_ranks(mine)
+        names = sorted({name for names in distributed.gathered(list(batch.figures)) for name in names})
+        figures = [value for name in names for value in batch.figures.get(name, (0.0, 0.0))]
+        total, left_out, idle, *summed = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, not len(batch), *figures])
         why = f"left out {int(left_out)} rows ({self.recipe.source.leaves_out})"
         if not total:
             raise DataError(f"step {self.first + 1}: nothing to learn from; {why}")
@@ -221,7 +222,8 @@ class Run:
             todo = f"raise the sequences of a step to {self.ranks} or more, or launch fewer"
             print(f"{self.out.name}: step {self.first + 1} has no rows for {int(idle)} of {self.ranks} processes; {todo}", file=sys.stderr)
         self._left_out, self._idle = self._left_out + int(left_out), self._idle or bool(idle)
-        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **({"reward": reward / answers} if answers else {})}
+        means = {name: value / count for name, value, count in zip(names, summed[::2], summed[1::2], strict=True) if count}
+        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **means}
         return int(total)
 
     def cut_smaller(self, student: Any, error: BaseException) -> None:

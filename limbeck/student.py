@@ -125,6 +125,7 @@ class Student(Part):
         """One that writes with the weights as they are now, copied into a pen of its own, whatever is learnt meanwhile. It cannot learn."""
         made = self.fresh()
         made._open, made._pen, made._steps = pen.of(self.live.writer), pen, self._steps
+        made._passes = Passes(made._open, learns=False)
         return made
 
     def shadow(self, decay: float) -> "Shadow":
@@ -229,6 +230,19 @@ class Student(Part):
         whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
         if folder:
             self.live.save(folder, whole)
+
+    def hand_over(self, folder: Path | None) -> None:
+        """Write the weights as its arithmetic rounds them, for whoever writes in its place.
+
+        Every rank must call; those that only bring their share give no folder.
+        """
+        if self.lora:
+            return self.save(folder)
+        if folder is not None or is_sharded():
+            weights = self.live.module.named_parameters()
+            narrow = {name: whole_tensor(weight.detach()).to(self.live.compute) for name, weight in weights}
+            if folder is not None:
+                self.live.save(folder, narrow)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""
