@@ -201,6 +201,12 @@ class Cluster:
         except ray().exceptions.RayError as error:
             raise LimbeckError(f"the machines of the cluster do not work ({' '.join(str(error).split())[:160]}); see to them: ray status") from None
 
+    def see_alive(self) -> None:
+        """Raises LimbeckError where nobody is there any more."""
+        if not self.answers():
+            host, port = self.address
+            raise LimbeckError(f"the cluster at {host}:{port} went away; what was done is saved: begin it again, and the same command goes on")
+
     def answers(self) -> bool:
         """Whether anybody is still there."""
         try:
@@ -236,15 +242,19 @@ def joined(on: str, resources: Resources | None = None) -> Generator[Cluster]:
     on: "ray", "auto", HOST:PORT, or ray://HOST:PORT. A process that is in a cluster already stays there. Raises LimbeckError
     where nobody answers.
     """
-    found = ray()
-    mine = not found.is_initialized()
-    if mine:
-        _begin(on, resources or Resources())
+    mine = not ray().is_initialized()
     try:
-        yield Cluster(resources or Resources(), _address(on))
+        yield join(on, resources)
     finally:
         if mine:
             _end()
+
+
+def join(on: str, resources: Resources | None = None) -> Cluster:
+    """Ray until this process ends: see `joined`."""
+    if not ray().is_initialized():
+        _begin(on, resources or Resources())
+    return Cluster(resources or Resources(), _address(on))
 
 
 def _begin(on: str, resources: Resources) -> None:

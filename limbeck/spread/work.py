@@ -304,23 +304,14 @@ class Over:
                 rung = True
             if time.monotonic() - looked > ALIVE_SECONDS:
                 looked = time.monotonic()
-                self._see_alive()
-
-    def _see_alive(self) -> None:
-        if not self.cluster.answers():
-            raise self._gone()
-
-    def _gone(self) -> LimbeckError:
-        host, port = self.cluster.address
-        return LimbeckError(f"the cluster at {host}:{port} went away; what was done is saved: begin it again, and the same command goes on")
+                self.cluster.see_alive()
 
     def _failure(self, error: BaseException) -> BaseException:
         """An error of Ray's in one line; one of a worker's own code as it is."""
-        errors_of = ray().exceptions
-        if isinstance(error, LimbeckError) or not isinstance(error, errors_of.RayError) or isinstance(error, errors_of.RayTaskError):
+        own = ray().exceptions.RayTaskError
+        if isinstance(error, own) or not isinstance(error, ray().exceptions.RayError):
             return error
-        if not self.cluster.answers():
-            return self._gone()
+        self.cluster.see_alive()
         said = " ".join(str(error).split())[:200]
         return LimbeckError(f"the cluster failed ({type(error).__name__}: {said}); what was done is saved, and the same command goes on")
 
