@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import comb
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import limbeck as lb
 from limbeck.decoding import write
 from limbeck.evaluate import Evaluation
+from limbeck.evaluate.verified import one_of
 from limbeck.files import new_folder, write_text
 from limbeck.machine import Opening
 from limbeck.models import Model, open_model
@@ -177,8 +177,8 @@ def sample(model: Model, asked: Sequence[str], temperature: float = 1.0, each: i
 
 
 def coverage(right_P: Sequence[int], each: int, k: int) -> np.ndarray[Any, Any]:
-    """Chance that one of k answers is right, of each problem [P]: the unbiased estimate (arXiv 2107.03374, eq. 1)."""
-    return np.array([1 - comb(each - right, k) / comb(each, k) for right in right_P])
+    """Chance that one of k answers is right, of each problem [P]."""
+    return np.array([one_of(k, each, right) for right in right_P])
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any], seed: int = 0) -> list[float]:

@@ -13,7 +13,7 @@ A seed is another start, another order of the text, and other text of the teache
 settings, and sees development modules alone. Writes `exercises.json` and a plot of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -49,13 +49,20 @@ def on_code(folder: Path, seed: int, start: str) -> lb.Recipe:
     return recipe(learner(start, LEARNING_RATE), some, lb.Silent(), STEPS, seed)
 
 
+def on_text(data: Any, seed: int) -> Callable[..., lb.Recipe]:
+    """What makes a stage of a student, a teacher, and how many times the steps."""
+
+    def stage(model: str, teacher: lb.Teacher, times: int = 1) -> lb.Recipe:
+        return recipe(learner(model, LEARNING_RATE), data, teacher, times * STEPS, seed)
+
+    return stage
+
+
 def logits(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
     """Scratch, fine-tuned, distilled."""
     start, human_text, strong = OWN.folder(folder / "start", seed), text(folder), taught_by(lab.model("strong"))
 
-    def stage(model: str, teacher: lb.Teacher, times: int = 1) -> lb.Recipe:
-        return recipe(learner(model, LEARNING_RATE), human_text, teacher, times * STEPS, seed)
-
+    stage = on_text(human_text, seed)
     return lb.Pipeline(
         {
             "scratch": stage(start, lb.Silent()),
@@ -121,9 +128,7 @@ def gap(lab: Lab, seed: int, folder: Path) -> lb.Pipeline:
     tiny, middle = TINY.folder(folder / "tiny", seed), OWN.folder(folder / "middle", seed + 1000)
     human_text, strong = text(folder), taught_by(lab.model("strong"))
 
-    def stage(model: str, teacher: lb.Teacher, times: int = 1) -> lb.Recipe:
-        return recipe(learner(model, LEARNING_RATE), human_text, teacher, times * STEPS, seed)
-
+    stage = on_text(human_text, seed)
     return lb.Pipeline(
         {
             "text": stage(tiny, lb.Silent()),

@@ -277,7 +277,7 @@ def block(name: str) -> str:
         "across_tokenizers": measured.across_tokenizers, "across_terms": measured.across_terms,
         "guidance": measured.guidance, "speculation": measured.speculation,
         "layers": measured.layers, "digits_condense": measured_condense.digits_condense, "interleaved_cost": measured.interleaved_cost,
-        "digits": measured.digits, "export_gguf": measured.export_gguf, "plan": measured.plan,
+        "digits": measured.digits, "export_gguf": measured.export_gguf, "plan": measured.plan, "published": measured.published,
         "tasks": measured_tasks.tasks, "transfer_time": measured_tasks.transfer_time,
         "edits": prompt_edits,
         **measured_arithmetic.TABLES,

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from limbeck.planning.others import beside
+
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
@@ -156,6 +158,24 @@ def plan() -> str:
     columns = ["recipe", "a step foretold, s", "taken (least to most)", "error", "memory foretold, GB", "taken", "error"]
     said = f"Time is within {100 * found['band']:.0f} % in {found['time_within']} of {found['recipes']} recipes, memory in {found['memory_within']}."
     return f"{table(columns, rows)}\n\n{said} {_machine(found)}"
+
+
+def published() -> str:
+    """Runs that others published, foretold."""
+    rows = [
+        [
+            each.name,
+            each.source,
+            f"{each.published:,.0f}",
+            f"{each.foretold:,.0f} ({each.least:,.0f} to {each.most:,.0f})",
+            f"{100 * each.error:+.0f} %",
+        ]
+        for each in beside()
+    ]
+    columns = ["run", "source", "tokens a second and GPU", "foretold (all layers' activations made again, to none)", "error"]
+    return (
+        f"{table(columns, rows)}\n\nBoth made about half of their operations again, and ran with less power and slower memory than the card's peaks."
+    )
 
 
 def guidance() -> str:

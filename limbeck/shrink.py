@@ -91,10 +91,7 @@ def shrink(teacher: str, shape: Shape, out: Path | str, data: str | None = None)
     if shape.needs_text and not texts:
         raise RecipeError(f"{data} has no completions to look at; give text, or let the teacher answer first: limbeck write")
     made = _fresh(model, shape) if shape.from_scratch else _cut(model, shape, Batch.of(texts, "teacher").split(PASS) if texts else [])
-    with new_folder(out) as work:
-        made.module.save_pretrained(work)
-        made.vocabulary.tokenizer.save_pretrained(work)
-        record(work, of_model(teacher))
+    save(made, teacher, out)
     sizes = [size(open_model(name, Opening("auto"))) for name in (teacher, str(out))]
     write_json(out / "shape.json", {"shape": asdict(shape), "of": {"teacher": sizes[0].parameters, "student": sizes[1].parameters}})
     return sizes
@@ -125,9 +122,6 @@ def _layers(model: "Model", shape: Shape, batches: "list[Batch]") -> list[int]:
 
 def _fresh(model: "Model", shape: Shape) -> "Model":
     """The same family, drawn at random."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(model.causal.config)
     text: Any = config.get_text_config()
     asked = shape.narrower
@@ -144,11 +138,27 @@ def _fresh(model: "Model", shape: Shape) -> "Model":
     text.intermediate_size = asked.get("feed_forward", text.intermediate_size)
     if getattr(text, "head_dim", None):
         text.head_dim = hidden // heads
-    torch.manual_seed(shape.seed)
+    return drawn(model, config, shape.seed)
+
+
+def drawn(model: "Model", config: Any, seed: int) -> "Model":
+    """A model of this configuration, its weights drawn at random, that speaks as another does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
     made = copy.copy(model)
     made.module = AutoModelForCausalLM.from_config(config).float().eval()
     made.module.generation_config = model.causal.generation_config
     return made
+
+
+def save(made: "Model", teacher: str, out: Path) -> None:
+    """Write a student as a folder that transformers loads, under the licences of whom it was made of."""
+    with new_folder(out) as work:
+        made.module.save_pretrained(work)
+        made.vocabulary.tokenizer.save_pretrained(work)
+        record(work, of_model(teacher))
 
 
 def size(model: "Model", steps: int = 16) -> Size:

@@ -52,6 +52,10 @@ class Vocabulary:
         """Whether prompts can be rendered as a chat."""
         return bool(self.template)
 
+    def is_chat(self, template: str) -> bool:
+        """Whether prompts are rendered as a chat, by a data set's `template`: "auto" where there is one to render by."""
+        return template == "chat" or (template == "auto" and self.has_template)
+
     def prove_equal(self, theirs: "Vocabulary") -> None:
         """See that a teacher with this vocabulary means the same as a student with ours. Raises VocabularyError."""
         if self.outcomes != theirs.outcomes:
@@ -197,7 +201,7 @@ class Vocabulary:
         messages = messages_of(row)
         if messages is not None or "prompt" not in row or "prompt_ids" in row:
             return messages
-        if data.template == "plain" or (data.template == "auto" and not self.has_template):
+        if not self.is_chat(data.template):
             return None
         answer = [{"role": "assistant", "content": _string(row, "completion")}] if "completion" in row else []
         return [{"role": "user", "content": _string(row, "prompt")}, *answer]

@@ -15,13 +15,14 @@ from test_sandbox import sandboxed
 import limbeck as lb
 from limbeck.errors import CheckpointError, DataError, LimbeckError, RecipeError
 from limbeck.evaluate.statistics import interval, paired, recovered
+from limbeck.evaluate.verified import one_of
 from limbeck.files import read_jsonl, write_json, write_jsonl
 from limbeck.transfer.measure import evaluate_transfer
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import Subjects
 from limbeck.transfer.summary import shown
 from limbeck.transfer.task_shapes import names, read_tasks
-from limbeck.transfer.tasks import FileExam, TasksAsked, beside_whom, gone_on, ks, of_answers, one_of, safe
+from limbeck.transfer.tasks import FileExam, TasksAsked, beside_whom, gone_on, ks, of_answers, safe
 from limbeck.verifiers import Function
 
 GSM = [{"question": f"Tom has {n} nuts and finds {n}. How many?", "answer": f"They are <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n}"} for n in range(8)]
@@ -197,6 +198,7 @@ def test_whom_a_student_is_beside() -> None:
     assert beside_whom("before", ["before", "after"]) == beside_whom("fine-tuned", ["before", "fine-tuned"]) == []
     several = ["a: before", "a", "a: fine-tuned", "b", "b: fine-tuned"]
     assert beside_whom("a", several) == ["a: before", "a: fine-tuned"] and beside_whom("b", several) == ["a: before", "b: fine-tuned"]
+    assert beside_whom("c", ["a: before", "a", "b: before", "b", "c"]) == []  # nobody knows with whom it began
     assert beside_whom("student", ["student"]) == []
 
 

@@ -280,3 +280,21 @@ def test_no_row_at_all(run: Path, tmp_path: Path) -> None:
     data = toys.jsonl(tmp_path / "long.jsonl", [{"prompt": "x" * 400, "completion": "y"}])
     with pytest.raises(DataError, match="no row has a prompt or a completion within"):
         evaluate_transfer(of_runs([run], None, False), Asked(data), tmp_path / "e")
+
+
+def test_a_run_whose_teacher_is_the_student_itself(tmp_path: Path) -> None:
+    """Without its adapters it is a model like any other; as it is while it learns, or on average, it can judge nobody."""
+    terms, start = lb.Objective([lb.CrossEntropy(), lb.ForwardKL()]), toys.folder(tmp_path / "start")
+    data = toys.jsonl(tmp_path / "data.jsonl", toys.rows(8))
+    teachers = {
+        "plain": (lb.Local("@student"), lb.LoRA(rank=2)),
+        "hint": (lb.Privileged("@student", "{category}"), None),
+        "average": (lb.Average(0.5), None),
+    }
+    for name, (teacher, lora) in teachers.items():
+        student = lb.Student(start, lora=lora)
+        lb.distill(lb.Recipe(student, lb.Corpus(data, sequences=4), teacher, terms, steps=2, save_every=None), tmp_path / name)
+    plain, hint, average = (of_runs([tmp_path / name], None, False) for name in teachers)
+    assert plain.teacher == lb.Local(start)
+    for each in (hint, average):
+        assert each.teacher == lb.Silent() and "would judge each student by itself; give a teacher with --teacher" in each.missing[0]

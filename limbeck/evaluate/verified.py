@@ -57,7 +57,7 @@ class Verified(Evaluation):
         figures["reward_interval"] = interval([sum(each) for each in rewards], sizes)
         figures["right_interval"] = interval([float(each) for each in right], sizes)
         if self.each > 1:
-            figures[f"pass@{self.each}"] = sum(1 - comb(self.each - one, self.each) for one in right) / len(right)
+            figures[f"pass@{self.each}"] = sum(one_of(self.each, self.each, one) for one in right) / len(right)
         return {**figures, "samples": texts[: self.samples]}
 
     def _answered(self, student: Student) -> tuple[list[list[float]], list[dict[str, Any]], list[int]]:
@@ -81,3 +81,8 @@ class Verified(Evaluation):
                   self.each - sum(ended[group])) for group in groups]  # fmt: skip
         every = all_ranks(found)
         return [each for each, _, _ in every], [text for _, text, _ in every], [cut for _, _, cut in every]
+
+
+def one_of(k: int, n: int, right: int) -> float:
+    """The chance that one of k answers is right, unbiased, of n answers of which `right` are (arXiv 2107.03374, eq. 1)."""
+    return 1 - comb(n - right, k) / comb(n, k)

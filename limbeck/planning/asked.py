@@ -13,6 +13,7 @@ from limbeck.methods import METHODS
 from limbeck.pipeline import Pipeline, read_plan
 from limbeck.planning.advice import as_rows, traits
 from limbeck.planning.candidates import Candidate, Wanted, candidates, of_recipe
+from limbeck.planning.others import beside
 from limbeck.planning.picture import picture
 from limbeck.planning.plan import Assumed, Planned, Row, plan
 from limbeck.planning.roofline import Machine, published
@@ -23,23 +24,26 @@ API = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class AskedMachine:
-    """Which machine. gpu, gpus: another than this one; measure: take the measurement of this one again; usd_hour: its price."""
+    """Which machine. gpu, gpus: another than this one; sharded: with a share of the models on each GPU; measure: this one again."""
 
     gpu: str | None = None
     gpus: int | None = None
     usd_hour: float | None = None
     measure: bool = False
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if self.gpus is not None and self.gpu is None:
             raise RecipeError(f"--gpus {self.gpus} of which kind? give --gpu h100, or leave both out for this machine")
+        if self.sharded and (self.gpus or 1) < 2:
+            raise RecipeError(f"--fsdp shares the models out to several GPUs, found {self.gpus or 1}; give --gpus 2 or more, or leave it out")
         if self.usd_hour is not None and not 0 <= self.usd_hour < float("inf"):
             raise RecipeError(f"--usd-hour must be at least 0 and finite, found {self.usd_hour}")
 
     def found(self) -> Machine:
         """The machine."""
         if self.gpu is not None:
-            return published(self.gpu, 1 if self.gpus is None else self.gpus, self.usd_hour)
+            return published(self.gpu, 1 if self.gpus is None else self.gpus, self.usd_hour, self.sharded)
         from limbeck.planning.calibrate import here
 
         return here(self.measure, self.usd_hour)
@@ -130,6 +134,16 @@ def _cells(row: Row, made: Planned) -> list[str]:
     ]  # fmt: skip
 
 
+def where(made: Planned) -> list[tuple[list[str], list[list[str]]]]:
+    """Where a step's seconds and a rank's memory go, a line for each candidate."""
+    rows = [(row.candidate.name, row.costs) for row in made.rows if row.costs]
+    stages = dict.fromkeys(stage for _, costs in rows for stage in costs.step_seconds)
+    parts = dict.fromkeys(part for _, costs in rows for part in costs.memory_bytes)
+    seconds = [[name, *(f"{costs.step_seconds.get(stage, 0.0):.3g}" for stage in stages)] for name, costs in rows]
+    memory = [[name, *(f"{costs.memory_bytes.get(part, 0) / 1e9:.2f}" for part in parts)] for name, costs in rows]
+    return [(["s a step", *stages], seconds), ([f"GB{' of a GPU' * (made.machine.ranks > 1)}", *parts], memory)]
+
+
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
@@ -143,7 +157,8 @@ def words(made: Planned) -> list[str]:
     prices = [f"{each.who}: {1000 * each.seconds:.3g} ms a served token" for each in made.prices if each.seconds is not None]
     quality = [f"{each['run']}: {each['figure']} {each['value']:.4g}, measured" for each in made.quality] or ["quality is not known: give --runs"]
     machine = f"machine: {made.machine.name}; {'; '.join(made.machine.notes)}"
-    return [machine, *(f"assumed: {each}" for each in assumed), *prices, *misfits, *left_out, *quality]
+    others = [str(each) for each in beside()] if made.machine.ranks > 1 else []
+    return [machine, *others, *(f"assumed: {each}" for each in assumed), *prices, *misfits, *left_out, *quality]
 
 
 def advised(made: Planned) -> list[list[str]]:

@@ -320,7 +320,7 @@ def _config(actor: Actor) -> Any:
             if type(found) in AutoModelForCausalLM._model_mapping:  # pyright: ignore[reportPrivateUsage]  # no other way to ask
                 return found
         except (OSError, ValueError, KeyError):
-            pass
+            pass  # one that transformers does not know yet has a Llama of its sizes measured in its place
     heads = model.size("num_attention_heads", "n_head") or 1
     if not model.width or not model.head_rows:
         raise RecipeError(f"{model.name} says too little of its shape to be measured; give a folder with a config.json")

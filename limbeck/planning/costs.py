@@ -11,6 +11,7 @@ from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, memory_byte
 from limbeck.loss import CHUNK_BYTES, CHUNK_ROWS, SAID_BYTES, SAID_ROWS
 from limbeck.machine import Precision
 from limbeck.places import locate
+from limbeck.planning.exchange import Exchange, exchanged, shared
 from limbeck.planning.priced import around, drawn, locals_of, of_step
 from limbeck.planning.roofline import Machine
 from limbeck.planning.scene import Draw, Scene
@@ -77,14 +78,15 @@ def work_of(scene: Scene, before: Sequence[Piece] = ()) -> Work:
     return Work(of_step(scene.recipe, scene, draws), around(scene.recipe, scene), list(before), draws)
 
 
-STAGES: tuple[Stage, ...] = ("beforehand", "begin", "write", "score", "learn", "step", "evaluate", "save")
+STAGES: tuple[Stage, ...] = ("beforehand", "begin", "write", "score", "learn", "exchange", "step", "evaluate", "save")
 
 
 @dataclass(frozen=True)
 class Costs:
     """What a run costs. step_seconds: of a mean step, by stage; seconds: of all, by stage; usd: None where the machine has no price.
 
-    memory_bytes: by what for, of one rank, at its fullest; disk_bytes: at the fullest, what is made before the run too.
+    memory_bytes: by what for, of one rank, at its fullest; disk_bytes: at the fullest, what is made before the run too. exchanges: what
+    ranks say to each other in a step, by the stage in which they do; of it "exchange" holds what no arithmetic hides.
     """
 
     step_seconds: dict[str, float]
@@ -98,6 +100,7 @@ class Costs:
     steps: int
     tokens_a_step: float
     assumed: list[str]
+    exchanges: dict[str, Exchange] = field(default_factory=dict[str, Exchange])
 
     @property
     def total_seconds(self) -> float:
@@ -106,18 +109,21 @@ class Costs:
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**vars(self), "total_seconds": self.total_seconds, "total_memory_bytes": sum(self.memory_bytes.values())}
+        exchanges = {stage: vars(each) for stage, each in self.exchanges.items()}
+        return {**vars(self), "exchanges": exchanges, "total_seconds": self.total_seconds, "total_memory_bytes": sum(self.memory_bytes.values())}
 
 
 def costs_of(work: Work, scene: Scene, machine: Machine, models: Models, before_bytes: int = 0) -> Costs:
     """The costs of a run's work. before_bytes: memory of what is done before it."""
     recipe = scene.recipe
     step = _by_stage(work.step, machine)
+    exchanges = exchanged(work.step, scene.student, machine, step)
+    step |= {"exchange": sum(each.waited_seconds for each in exchanges.values())} if exchanges else {}
     rest = _by_stage([*work.before, *work.around], machine)
     seconds = {stage: rest.get(stage, 0.0) + recipe.steps * step.get(stage, 0.0) for stage in STAGES}
     api = recipe.steps * sum(piece.usd for piece in work.step) + sum(piece.usd for piece in [*work.around, *work.before])
     step_flops = scene.ranks * sum(piece.flops for piece in work.step)
-    memory = costs_memory(work, scene, models)
+    memory = costs_memory(work, scene, models, machine)
     if before_bytes > sum(memory.values()):
         memory = {"beforehand": before_bytes}
     hours = sum(seconds.values()) / 3600
@@ -126,6 +132,7 @@ def costs_of(work: Work, scene: Scene, machine: Machine, models: Models, before_
         recipe.steps * step_flops + scene.ranks * sum(piece.flops for piece in [*work.around, *work.before]), memory,
         sum(piece.bytes_kept for piece in work.pieces), api, None if machine.usd_hour is None else api + hours * machine.usd_hour, recipe.steps,
         scene.ranks * sum(draw.share * len(draw.batch.places_N) for draw in work.draws), list(scene.assumed),
+        exchanges,
     )  # fmt: skip
 
 
@@ -155,19 +162,19 @@ def loaded(work: Work, scene: Scene) -> Loaded:
     return Loaded(Load(longest, prompt, 2 * chunks), max((len(part) * int(part.lengths_B.max()) for part in passes), default=1))
 
 
-def costs_memory(work: Work, scene: Scene, models: Models) -> dict[str, int]:
+def costs_memory(work: Work, scene: Scene, models: Models, machine: Machine | None = None) -> dict[str, int]:
     """What a rank of a run holds at its fullest, by what for."""
-    return memory_of(scene.recipe, models, loaded(work, scene))
+    return memory_of(scene.recipe, models, loaded(work, scene), machine.ranks if machine and machine.sharded else 1)
 
 
-def memory_of(recipe: Recipe, models: Models, held: Loaded) -> dict[str, int]:
-    """The same of a recipe on such text."""
+def memory_of(recipe: Recipe, models: Models, held: Loaded, shares: int = 1) -> dict[str, int]:
+    """The same of a recipe on such text. shares: ranks of which each holds one of the models."""
     teachers, passes = [models.anatomy(each.model) for each in locals_of(recipe.teacher)], min(recipe.tokens_per_pass, held.pass_tokens)
     student = models.anatomy(recipe.student.model)
     found = memory_bytes(replace(recipe, tokens_per_pass=passes), student, teachers[0] if teachers else None, held.load, models.width)
     if len(teachers) > 1:
         found["other teachers"] = sum(models.width("auto") * each.parameters_total for each in teachers[1:])
-    return found
+    return shared(found, recipe, student, teachers, models.width, shares) if shares > 1 else found
 
 
 # What would fit
@@ -189,33 +196,36 @@ CHANGES: tuple[tuple[str, Change], ...] = (
 """What a recipe may be changed by to take less, each on top of those before it: the first change no number that is learnt."""
 
 
-def would_fit(recipe: Recipe, models: Models, held: Loaded, room_bytes: float) -> str:
+def would_fit(recipe: Recipe, models: Models, held: Loaded, room_bytes: float, machine: Machine | None = None) -> str:
     """The changes with which a recipe fits, in words; else the largest student that would."""
-    taken, changed = list[str](), recipe
+    taken, changed, shares = list[str](), recipe, machine.ranks if machine and machine.sharded else 1
+    if machine and machine.ranks > shares and sum(memory_of(recipe, models, held, machine.ranks).values()) <= room_bytes:
+        return "it fits with a share of the models on each GPU: --fsdp"
     for words, change in CHANGES:
         try:
             changed = change(changed)
         except LimbeckError:  # a teacher that has no such setting
             continue
         taken.append(words)
-        if sum(memory_of(changed, models, held).values()) <= room_bytes:
-            return f"it fits with {', '.join(_needed(recipe, taken, models, held, room_bytes))}"
-    free = room_bytes - memory_of(recipe, models, held).get("teacher", 0) - held.load.base_bytes
+        if sum(memory_of(changed, models, held, shares).values()) <= room_bytes:
+            return f"it fits with {', '.join(_needed(recipe, taken, models, held, room_bytes, shares))}"
+    whole = memory_of(recipe, models, held, shares)
+    free = room_bytes - whole.get("teacher", 0) - held.load.base_bytes
     if free <= 0:
         return (
             "the teacher alone fills it; let it speak elsewhere (`limbeck cache`, `limbeck write`) and learn here without it, or take a smaller one"
         )
-    return f"a student of about {short(free / 20)} parameters would fit, or a machine of {sum(memory_of(recipe, models, held).values()) / 1e9:.0f} GB"
+    return f"a student of about {short(shares * free / 20)} parameters would fit, or a machine of {sum(whole.values()) / 1e9:.0f} GB"
 
 
-def _needed(recipe: Recipe, taken: list[str], models: Models, held: Loaded, room_bytes: float) -> list[str]:
+def _needed(recipe: Recipe, taken: list[str], models: Models, held: Loaded, room_bytes: float, shares: int) -> list[str]:
     """Of changes that suffice, those that cannot be left out, the gentlest kept last."""
     kept = list(taken)
     for words in taken[:-1]:
         fewer, changed = [each for each in kept if each != words], recipe
         for each in fewer:
             changed = dict(CHANGES)[each](changed)
-        if sum(memory_of(changed, models, held).values()) <= room_bytes:
+        if sum(memory_of(changed, models, held, shares).values()) <= room_bytes:
             kept = fewer
     return kept
 
@@ -226,7 +236,7 @@ def misfit(scene: Scene, costs: Costs, work: Work, machine: Machine, models: Mod
     if memory > room:
         whose = "a GPU" if machine.ranks > 1 else "the machine"
         parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in costs.memory_bytes.items())
-        what = would_fit(scene.recipe, models, loaded(work, scene), room)
+        what = would_fit(scene.recipe, models, loaded(work, scene), room, machine)
         return f"it takes {memory / 1e9:.1f} GB of memory ({parts}) and {whose} has {room / 1e9:.1f}; {what}"
     if machine.disk_bytes is not None and costs.disk_bytes > machine.disk_bytes:
         return f"it takes {costs.disk_bytes / 1e9:.1f} GB of disk and {machine.disk_bytes / 1e9:.1f} are free; lower keep_last, or free some"

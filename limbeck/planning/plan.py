@@ -111,7 +111,7 @@ class Planned:
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        machine = {name: getattr(self.machine, name) for name in ("name", "ranks", "usd_hour", "memory_bytes", "disk_bytes", "notes")}
+        machine = {name: getattr(self.machine, name) for name in ("name", "ranks", "sharded", "usd_hour", "memory_bytes", "disk_bytes", "notes")}
         return {
             "machine": machine, "advice": self.advice, "prices": [vars(each) for each in self.prices], "quality": self.quality,
             "candidates": [self._plain(row) for row in self.rows],

@@ -94,6 +94,10 @@ class Machine:
     disk_bytes_per_second: float
     memory_bytes: float
     ranks: int = 1
+    sharded: bool = False
+    """Whether each rank holds a share of the models (FSDP2), and not a copy (DDP)."""
+    link_bytes_per_second: float = math.inf
+    """What a rank sends to its neighbours, and hears from them at the same time."""
     usd_hour: float | None = None
     disk_bytes: float | None = None
     narrow: bool = False
@@ -152,7 +156,7 @@ def _(piece: Writing, machine: Machine) -> float:
 
 @once.register
 def _(piece: Stepping, machine: Machine) -> float:
-    return piece.bytes / machine.speeds(piece.actor).step_bytes_per_second
+    return piece.bytes / (machine.ranks if machine.sharded else 1) / machine.speeds(piece.actor).step_bytes_per_second
 
 
 @once.register
@@ -170,7 +174,7 @@ def _(piece: Asking, machine: Machine) -> float:
     return piece.tokens_out / (piece.at_once * SERVED_TOKENS_PER_SECOND)
 
 
-def published(gpu: str, ranks: int, usd_hour: float | None = None) -> Machine:
+def published(gpu: str, ranks: int, usd_hour: float | None = None, sharded: bool = False) -> Machine:
     """A machine of GPUs that is not here. Raises RecipeError for one whose numbers are not known."""
     known: dict[str, Any] = json.loads(MACHINES.read_text(encoding="utf-8"))
     if gpu.lower() not in known["gpus"]:
@@ -186,9 +190,12 @@ def published(gpu: str, ranks: int, usd_hour: float | None = None) -> Machine:
         read, learn = (Line(times * call, times * layer, share[what] * peak) for times, what in ((1, "read"), (3, "learn")))
         return Speeds(read, learn, heads, {}, share["memory"] * card["bytes_per_second"])
 
-    shares = ", ".join(f"{name} {share[name]:.0%}" for name in ("read", "learn", "heads", "memory"))
+    shares = ", ".join(f"{name} {share[name]:.0%}" for name in ("read", "learn", "heads", "memory", *(("link",) if ranks > 1 else ())))
+    link = (
+        card["link_bytes_per_second"] if ranks <= share["gpus_of_a_host"] else min(card["link_bytes_per_second"], share["network_bytes_per_second"])
+    )
     return Machine(
-        f"{ranks} x {card['name']}", speeds, share["memory"] * card["bytes_per_second"], share["disk_bytes_per_second"], card["memory_bytes"],
-        ranks, usd_hour, narrow=True,
+        f"{ranks} x {card['name']}{', each a share of the models' if sharded else ''}", speeds, share["memory"] * card["bytes_per_second"],
+        share["disk_bytes_per_second"], card["memory_bytes"], ranks, sharded, share["link"] * link, usd_hour, narrow=True,
         notes=(f"an estimate: published peaks ({card['source']}) times an assumed efficiency ({shares}); nothing was measured",),
     )  # fmt: skip

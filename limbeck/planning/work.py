@@ -12,7 +12,7 @@ from limbeck.objective import Objective
 from limbeck.planning.flops import head_flops, learn_flops, read_flops, write_flops
 from limbeck.student import Student
 
-Stage = Literal["begin", "write", "score", "learn", "step", "evaluate", "save", "beforehand"]
+Stage = Literal["begin", "write", "score", "learn", "exchange", "step", "evaluate", "save", "beforehand"]
 
 
 @dataclass(frozen=True)

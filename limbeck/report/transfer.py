@@ -21,11 +21,10 @@ from limbeck.report.blocks import (
     unit,
 )
 from limbeck.report.reading import Evaluation
+from limbeck.transfer.subjects import TEACHER, is_taught
 
 TEXTS = {"given": "the data's text", "teacher": "the teacher's text", "own": "each one's own text"}
-TEACHER, OWN = "teacher", "own"
-OTHERS = ("before", "fine-tuned", "from scratch")
-"""Students that nobody distilled: a run's student before, and its baselines; of many runs with the run's name and ": " before it."""
+OWN = "own"
 SAYS_NOTHING_OF_OWN = ("ce_nats", "perplexity", "bits_per_byte", "accuracy")
 """On one's own text these say how sure one is, and not how good."""
 
@@ -37,7 +36,7 @@ def is_figure(found: Any) -> bool:
 
 def distilled(names: Sequence[str]) -> list[str]:
     """Those whose teaching is looked at."""
-    return [name for name in names if name != TEACHER and name.split(": ")[-1] not in OTHERS]
+    return [name for name in names if name != TEACHER and is_taught(name)]
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, dict[str, dict[str, Any]]]:

@@ -30,7 +30,8 @@ from limbeck.prompts import Prompts
 from limbeck.student import Student
 from limbeck.teachers import Teacher
 from limbeck.transfer.figures import told
-from limbeck.transfer.measure import Transfer, file_name
+from limbeck.transfer.measure import Transfer
+from limbeck.transfer.subjects import file_name
 from limbeck.transfer.tokens import logits_of, passed
 from limbeck.vocabulary import Vocabulary
 

@@ -10,7 +10,7 @@ from limbeck.teachers import Silent
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
-BASELINES = ("fine-tuned", "from scratch")
+FINE_TUNED, SCRATCH = BASELINES = ("fine-tuned", "from scratch")
 
 
 def baseline(name: str, recipe: "Recipe", folder: Path) -> "Recipe | str":
@@ -23,7 +23,7 @@ def baseline(name: str, recipe: "Recipe", folder: Path) -> "Recipe | str":
     text = ready_text(recipe.source)
     if text is None:
         return f"{type(recipe.source).__name__} has no ready text to learn from without a teacher"
-    student = recipe.student if name == "fine-tuned" else replace(recipe.student, model=fresh(recipe.student.model, folder / "untaught"), lora=None)
+    student = recipe.student if name == FINE_TUNED else replace(recipe.student, model=fresh(recipe.student.model, folder / "untaught"), lora=None)
     return replace(recipe, student=student, source=text, teacher=Silent(), objective=Objective([CrossEntropy()]), evaluations=[],
                    evaluate_every=None, keep="last", early_stop=None, time_limit_minutes=None, trackers=[])  # fmt: skip
 
@@ -38,20 +38,11 @@ def ready_text(source: Source) -> Source | None:
 
 def fresh(model: str, folder: Path) -> str:
     """A model of the same shape, drawn at random, made once."""
-    from transformers import AutoModelForCausalLM
-
-    from limbeck.files import new_folder
-    from limbeck.lazy import torch
-    from limbeck.licences import of_model, record
     from limbeck.machine import Opening
     from limbeck.models import open_model
+    from limbeck.shrink import drawn, save
 
     if not folder.exists():
         opened = open_model(model, Opening("float32"))
-        torch.manual_seed(0)
-        drawn = AutoModelForCausalLM.from_config(opened.causal.config)
-        with new_folder(folder) as made:
-            drawn.float().save_pretrained(made)
-            opened.vocabulary.tokenizer.save_pretrained(made)
-            record(made, of_model(model))
+        save(drawn(opened, opened.causal.config, seed=0), model, folder)
     return str(folder)

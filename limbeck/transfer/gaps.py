@@ -14,9 +14,10 @@ import numpy as np
 
 from limbeck.batch import Text
 from limbeck.evaluate.statistics import Array, interval, lean, recovered, student_t
+from limbeck.transfer.baselines import FINE_TUNED
 from limbeck.transfer.figures import within
 from limbeck.transfer.slices import OF_ROWS, Cut
-from limbeck.transfer.subjects import AFTER, BEFORE, TEACHER
+from limbeck.transfer.subjects import BEFORE, TEACHER, beside, is_taught
 from limbeck.transfer.tokens import Tokens
 
 Slice = dict[str, Any]
@@ -27,22 +28,12 @@ MISTAKEN = 0.05
 SHOWN = 3
 """Prompts that are shown of a slice."""
 ALL = "all"
-BASELINES = ("fine-tuned", BEFORE)
-"""By what a student is measured, the first that there is."""
-OTHERS = (*BASELINES, "from scratch")
 
 
 def judged(names: Sequence[str]) -> dict[str, str | None]:
     """The students that were taught by the teacher, each with its baseline; all of them, without any, where none was taught yet."""
-    taught = [name for name in names if name.rpartition(": ")[2] not in OTHERS]
-    return {name: _baseline(name, names) for name in taught} if taught else dict.fromkeys(names)
-
-
-def _baseline(name: str, names: Sequence[str]) -> str | None:
-    prefix = "" if name == AFTER else f"{name}: "
-    own = [f"{prefix}{kind}" for kind in BASELINES if f"{prefix}{kind}" in names]
-    shared = [other for other in names if other.endswith(f": {BEFORE}")]  # runs from one start have one "before"
-    return own[0] if own else shared[0] if prefix and len(shared) == 1 else None
+    taught = [name for name in names if is_taught(name)]
+    return {name: beside(name, names, FINE_TUNED) or beside(name, names, BEFORE) for name in taught} if taught else dict.fromkeys(names)
 
 
 def gap_N(tokens: Tokens) -> Array:

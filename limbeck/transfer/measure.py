@@ -21,10 +21,10 @@ from limbeck.privacy import shareable
 from limbeck.progress import Progress
 from limbeck.student import Student
 from limbeck.targets import Targets
-from limbeck.teachers import Silent, Teacher
+from limbeck.teachers import Local, Silent, Teacher
 from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.slices import categories
-from limbeck.transfer.subjects import TEACHER, Subjects
+from limbeck.transfer.subjects import TEACHER, Subjects, file_name
 from limbeck.transfer.tasks import Tasks, TasksAsked
 from limbeck.transfer.tokens import TEMPERATURES, heard, table
 from limbeck.vocabulary import Vocabulary
@@ -111,11 +111,11 @@ class Transfer:
         """The teacher's own answers, where it has a model here that writes."""
         if isinstance(self.teacher, Silent):
             return self.missing.append("no teacher: figures are of the students alone; give one with --teacher")
-        lend: Callable[..., Any] | None = getattr(self.teacher, "lend", None)
         if not (self.rows.prompts or self.tasks.exams):
             return None
-        if lend is None or self.teacher.opened is None:
+        if not isinstance(self.teacher, Local):
             return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
+        lend = self.teacher.lend
         if self._writes(TEACHER, self.teacher.opened):
             self._write(TEACHER, lambda prompts, told: lend(
                 lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
@@ -226,8 +226,3 @@ def _print(model: str) -> dict[str, str]:
         return {"model": shareable(model), "weights": fingerprint(model)}
     except LimbeckError:
         return {"model": shareable(model)}
-
-
-def file_name(name: str) -> str:
-    """A name as files have it."""
-    return name.replace("/", "_").replace(" ", "-")

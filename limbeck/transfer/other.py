@@ -1,8 +1,6 @@
 """Text of another kind than the data's: a file that the user gives, read as the data's text is."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from limbeck.batch import Text
 from limbeck.decoding import write
@@ -10,6 +8,7 @@ from limbeck.errors import CheckpointError
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.privacy import shareable
 from limbeck.student import Student
+from limbeck.teachers import Local
 from limbeck.transfer.measure import Transfer
 from limbeck.transfer.rows import rows_of
 from limbeck.transfer.subjects import TEACHER
@@ -36,11 +35,10 @@ def other_texts(transfer: Transfer, student: Student, path: str, text: str | Non
 
 def _written(transfer: Transfer, prompts: list[list[int]]) -> list[Text]:
     """The teacher's answers, made once; none where it does not write."""
-    lend: Callable[..., Any] | None = getattr(transfer.teacher, "lend", None)
     file = transfer.out / "robustness" / "other-answers.jsonl"
     if not file.exists():
-        if lend is None or not (transfer.out / "texts" / f"{TEACHER}.jsonl").exists() or not prompts:
+        if not isinstance(transfer.teacher, Local) or not (transfer.out / "texts" / f"{TEACHER}.jsonl").exists() or not prompts:
             return []
-        answers = lend(lambda model: write(model, prompts, transfer.sampling, transfer.asked.seed, 1, range(len(prompts))))
+        answers = transfer.teacher.lend(lambda model: write(model, prompts, transfer.sampling, transfer.asked.seed, 1, range(len(prompts))))
         write_jsonl(file, [{"place": n, "completion_ids": new.tokens} for n, new in enumerate(answers)])
     return [Text.answered(prompts[row["place"]], row["completion_ids"], {"row": row["place"]}) for row in read_jsonl(file) if row["completion_ids"]]

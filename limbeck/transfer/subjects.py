@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from limbeck.config import plain
 from limbeck.errors import CheckpointError, RecipeError
 from limbeck.student import Student
-from limbeck.teachers import Silent, Teacher
+from limbeck.teachers import Local, Silent, Teacher
 from limbeck.transfer.baselines import BASELINES, baseline
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 BEFORE, AFTER, STUDENT, TEACHER = "before", "after", "student", "teacher"
+UNTAUGHT = (BEFORE, *BASELINES)
+"""Students that nobody distilled; of many runs with the run's name and ": " before it."""
+OF_STUDENT = ("Itself", "Average")
+"""Teachers that are the student itself, as it was or is while it learns."""
 
 
 @dataclass
@@ -49,10 +54,12 @@ def of_runs(runs: Sequence[Path], teacher: Teacher | None, baselines: bool) -> S
     """
     recipes = {run: read_run(run) for run in runs}
     names = _names(runs)
-    found = Subjects({}, teacher or _judge(recipes))
+    found = Subjects({}, teacher or Silent())
+    if teacher is None:
+        found.teacher, found.missing = _judge(recipes)
     for run, recipe in recipes.items():
         before, after = (BEFORE, AFTER) if len(runs) == 1 else (f"{names[run]}: before", names[run])
-        if not any(each.model == recipe.student.model for each in found.students.values()):
+        if not any(each.model == recipe.student.model for name, each in found.students.items() if name.endswith(BEFORE)):
             found.students[before] = recipe.student
         if (run / "student").is_dir():
             found.students[after] = replace(recipe.student, model=str(run / "student"), lora=None)
@@ -96,10 +103,47 @@ def _names(runs: Sequence[Path]) -> dict[Path, str]:
     return {run: name if short.count(name) == 1 else str(run) for run, name in zip(runs, short, strict=True)}
 
 
-def _judge(recipes: "dict[Path, Recipe]") -> Teacher:
-    """The one teacher of all runs that have one. Raises RecipeError where they have several."""
-    teachers = {run: recipe.teacher for run, recipe in recipes.items() if not isinstance(recipe.teacher, Silent)}
+def _judge(recipes: "dict[Path, Recipe]") -> tuple[Teacher, list[str]]:
+    """The one teacher of all runs that have one, and what is missing of it. Raises RecipeError where they have several."""
+    teachers = {run: _apart(recipe) for run, recipe in recipes.items() if not isinstance(recipe.teacher, Silent)}
     if len({str(plain(each)) for each in teachers.values()}) > 1:
         named = ", ".join(f"{run}: {each.name}" for run, each in teachers.items())
         raise RecipeError(f"the runs have teachers of their own ({named}), and figures beside different teachers do not compare; give one: --teacher")
-    return next(iter(teachers.values()), Silent())
+    judge = next(iter(teachers.values()), Silent())
+    if not _is_of_student(plain(judge)):
+        return judge, []
+    return Silent(), [f"{judge.name} is the student itself while it learns, and would judge each student by itself; give a teacher with --teacher"]
+
+
+def _apart(recipe: "Recipe") -> Teacher:
+    """A run's teacher; the student without its adapters is a model by itself, which is the same beside every student."""
+    teacher, student = recipe.teacher, recipe.student
+    if not isinstance(teacher, Local) or teacher.model != "@student":
+        return teacher
+    return Local(student.model, student.dtype, student.attention, student.quantization, student.trust_remote_code)
+
+
+def _is_of_student(settings: Any) -> bool:
+    """Whether the plain data of a teacher names the student, wherever in it."""
+    if isinstance(settings, dict):
+        return settings.get("type") in OF_STUDENT or any(map(_is_of_student, settings.values()))
+    return any(map(_is_of_student, settings)) if isinstance(settings, list) else settings == "@student"
+
+
+def is_taught(who: str) -> bool:
+    """Whether somebody distilled a student, by its name."""
+    return who.rpartition(": ")[2] not in UNTAUGHT
+
+
+def beside(who: str, names: Sequence[str], kind: str) -> str | None:
+    """The student of a kind ("before", "fine-tuned") that one is measured beside: its own, or the one "before" that all runs share."""
+    own = kind if kind in names else f"{who}: {kind}"
+    if own in names:
+        return own
+    shared = [name for name in names if name.endswith(f": {kind}")] if kind == BEFORE else []
+    return shared[0] if len(shared) == 1 else None
+
+
+def file_name(who: str) -> str:
+    """A name as files have it; no two are alike."""
+    return quote(who, safe=" ()")

@@ -8,9 +8,9 @@ from limbeck.transfer.analysis import TEXTS, analysed, shown_gaps
 from limbeck.transfer.calibration import calibrations
 from limbeck.transfer.diversity import diversity
 from limbeck.transfer.figures import as_teacher, by_position, differences, figures, told
-from limbeck.transfer.measure import GIVEN, OWN, Transfer, file_name
+from limbeck.transfer.measure import GIVEN, OWN, Transfer
 from limbeck.transfer.robustness import shown as shown_robust
-from limbeck.transfer.subjects import TEACHER
+from limbeck.transfer.subjects import TEACHER, file_name
 from limbeck.transfer.tasks import tables as task_tables
 from limbeck.transfer.tokens import Tokens
 

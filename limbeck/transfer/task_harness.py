@@ -20,8 +20,9 @@ from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.progress import Progress
 from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.rows import Asked
+from limbeck.transfer.subjects import file_name
 from limbeck.transfer.task_shapes import HARNESS
-from limbeck.transfer.tasks import Exam, Lend, Outcome, TasksAsked, safe
+from limbeck.transfer.tasks import Exam, Lend, Outcome, TasksAsked
 
 if TYPE_CHECKING:
     from limbeck.models import Model
@@ -82,7 +83,7 @@ class HarnessExam(Exam):
         if file.exists() and (changed := [name for name, value in read_json(file).items() if settings.get(name) != value]):
             raise CheckpointError(f"{self.folder} holds answers with other {changed[0]}; give another --out, or remove the folder")
         write_json(file, settings)
-        if not (self.folder / f"{safe(who)}.jsonl").exists():
+        if not (self.folder / f"{file_name(who)}.jsonl").exists():
             lend(lambda model: self._answer(who, model))
 
     def _answer(self, who: str, model: "Model") -> None:
@@ -90,12 +91,12 @@ class HarnessExam(Exam):
         rows, whole = by_prompt(found["samples"], found["results"])
         if not rows:
             raise DataError(f"lm_eval:{self.task} has no prompts; give another task")
-        write_json(self.folder / "whole" / f"{safe(who)}.json", whole)
-        write_jsonl(self.folder / f"{safe(who)}.jsonl", rows)
+        write_json(self.folder / "whole" / f"{file_name(who)}.json", whole)
+        write_jsonl(self.folder / f"{file_name(who)}.jsonl", rows)
 
     def _evaluated(self, who: str, model: "Model") -> dict[str, Any]:
         simple_evaluate: Any = import_module("lm_eval").simple_evaluate  # an extra, and half typed
-        chat = self.of.template == "chat" or (self.of.template == "auto" and model.vocabulary.has_template)
+        chat = model.vocabulary.is_chat(self.of.template)
         wrapped = harness_model(model, chat, self.of, self.asked.max_tokens, f"{who} answers {self.name}")
         try:
             with _quiet():
@@ -112,7 +113,7 @@ class HarnessExam(Exam):
 
     def outcome(self, who: str) -> Outcome | None:
         """From the kept metrics."""
-        rows = read_jsonl(self.folder / f"{safe(who)}.jsonl")
+        rows = read_jsonl(self.folder / f"{file_name(who)}.jsonl")
         if not rows:
             return None
         keys = [key for key in rows[0]["metrics"] if all(key in row["metrics"] for row in rows)]
@@ -121,7 +122,7 @@ class HarnessExam(Exam):
             self.verifier, self.main = keys[0], (keys[0],)
             if set(sums[keys[0]][0]) <= {0.0, 1.0}:
                 sums, self.main = {"right" if key == keys[0] else key: value for key, value in sums.items()}, ("right",)
-        whole = {key: {"value": value, "interval": None} for key, value in read_json(self.folder / "whole" / f"{safe(who)}.json").items()}
+        whole = {key: {"value": value, "interval": None} for key, value in read_json(self.folder / "whole" / f"{file_name(who)}.json").items()}
         texts = [{"completion": row["completion"], **({"right": bool(row["metrics"][keys[0]])} if "right" in sums else {})} for row in rows]
         return Outcome(sums, whole, texts)
 

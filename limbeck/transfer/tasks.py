@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import comb, exp
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ import numpy as np
 from limbeck.decoding import Sampling, write
 from limbeck.errors import CheckpointError, DataError, RecipeError
 from limbeck.evaluate.statistics import Array, mean, paired, recovered
+from limbeck.evaluate.verified import one_of
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
-from limbeck.transfer.baselines import BASELINES
+from limbeck.transfer.baselines import FINE_TUNED
 from limbeck.transfer.calibration import calibration
 from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.figures import told
 from limbeck.transfer.rows import Asked
-from limbeck.transfer.subjects import BEFORE, TEACHER
+from limbeck.transfer.subjects import BEFORE, TEACHER, beside, file_name, is_taught
 from limbeck.transfer.task_shapes import HARNESS, Task, names, read_tasks
 
 if TYPE_CHECKING:
@@ -160,24 +161,17 @@ def _recovered(outcomes: Mapping[str, Outcome], students: Sequence[str], main: S
     """The share of the gap between baseline and teacher that each student closed."""
     found = list[dict[str, Any]]()
     for who in students:
-        for beside in beside_whom(who, students):
-            mine, theirs, best = (outcomes[each].sums for each in (who, beside, TEACHER))
+        for other in beside_whom(who, students):
+            mine, theirs, best = (outcomes[each].sums for each in (who, other, TEACHER))
             known = [name for name in main if name in mine and name in theirs and name in best]
             figures = {name: recovered(mine[name][0], theirs[name][0], best[name][0], mine[name][1]) for name in known}
-            found.append({"of": who, "beside": beside, "figures": figures})
+            found.append({"of": who, "beside": other, "figures": figures})
     return found
 
 
 def beside_whom(who: str, students: Sequence[str]) -> list[str]:
-    """A student's baselines: as it was before, and the one that was fine-tuned; its own where it has them, else the first of all."""
-    kinds = (BEFORE, BASELINES[0])
-    if any(who == kind or who.endswith(f": {kind}") for kind in (BEFORE, *BASELINES)):
-        return []
-    found = list[str]()
-    for kind in kinds:
-        others = [each for each in students if each == kind or each.endswith(f": {kind}")]
-        found += [f"{who}: {kind}"] if f"{who}: {kind}" in others else others[:1] if kind == BEFORE or kind in others else []
-    return found
+    """A taught student's baselines: as it was before, and the one that was fine-tuned."""
+    return [found for kind in (BEFORE, FINE_TUNED) if is_taught(who) and (found := beside(who, students, kind))]
 
 
 class FileExam(Exam):
@@ -197,11 +191,8 @@ class FileExam(Exam):
         """The verifier, alive."""
         return self.task.verifier.load()
 
-    def _is_chat(self, vocabulary: "Vocabulary") -> bool:
-        return self.of.template == "chat" or (self.of.template == "auto" and vocabulary.has_template)
-
     def _prompt(self, vocabulary: "Vocabulary", place: int) -> list[int]:
-        row = self.task.asked(self.task.rows[place], self._is_chat(vocabulary))
+        row = self.task.asked(self.task.rows[place], vocabulary.is_chat(self.of.template))
         return vocabulary.prompt(row, self.task.data(self.of.template))
 
     def answer(self, who: str, lend: Lend) -> None:
@@ -210,10 +201,10 @@ class FileExam(Exam):
 
     def _answer(self, who: str, model: "Model") -> None:
         places = self._settled(model)
-        file = self.folder / f"{safe(who)}.jsonl"
+        file = self.folder / f"{file_name(who)}.jsonl"
         self._in_blocks(f"{who} answers {self.name}", file, places, self.of.each, lambda some, told: self._written(model, some, told))
         if self.task.letters:
-            file = self.folder / "likelihood" / f"{safe(who)}.jsonl"
+            file = self.folder / "likelihood" / f"{file_name(who)}.jsonl"
             self._in_blocks(f"{who} reads {self.name}", file, places, 1, lambda some, told: self._compared(model, some, told))
 
     def _settled(self, model: "Model") -> list[int]:
@@ -253,7 +244,7 @@ class FileExam(Exam):
         prompts = [self._prompt(vocabulary, place) for place in places for _ in range(each)]
         numbers = [place * each + n for place in places for n in range(each)]
         written = write(model, prompts, self.sampling, self.of.seed, 0, numbers, told=told)
-        chat = self._is_chat(vocabulary)
+        chat = vocabulary.is_chat(self.of.template)
         return [
             {"place": number // each, "answer": number % each, "completion_ids": new.tokens,
              "completion": vocabulary.text(new.tokens) if chat else gone_on(vocabulary, prompt, new.tokens), "chat": chat,
@@ -265,7 +256,7 @@ class FileExam(Exam):
     def _compared(self, model: "Model", places: Sequence[int], told: Any) -> list[dict[str, Any]]:
         """How likely each option's letter is as the next word, in nats."""
         vocabulary = model.vocabulary
-        before = "" if self._is_chat(vocabulary) else " "
+        before = "" if vocabulary.is_chat(self.of.template) else " "
         letters = [self.task.letters[: len(self.task.options(self.task.rows[place]))] for place in places]
         pairs = [(self._prompt(vocabulary, place), vocabulary.ids(before + letter))
                  for place, some in zip(places, letters, strict=True) for letter in some]  # fmt: skip
@@ -283,7 +274,7 @@ class FileExam(Exam):
 
     def outcome(self, who: str) -> Outcome | None:
         """From the kept answers."""
-        kept = read_jsonl(self.folder / f"{safe(who)}.jsonl")
+        kept = read_jsonl(self.folder / f"{file_name(who)}.jsonl")
         if not kept:
             return None
         if silent := {row["place"] for row in kept if not row["completion_ids"]}:
@@ -298,7 +289,7 @@ class FileExam(Exam):
 
     def _by_likelihood(self, who: str) -> dict[str, Any]:
         """Whether the likeliest letter is right, and how sure it was among the letters."""
-        kept = read_jsonl(self.folder / "likelihood" / f"{safe(who)}.jsonl")
+        kept = read_jsonl(self.folder / "likelihood" / f"{file_name(who)}.jsonl")
         if not kept:
             return {}
         best = [max(row["logp"], key=row["logp"].get) for row in kept]
@@ -335,11 +326,6 @@ def ks(each: int) -> list[int]:
     return sorted({each, *(2**power for power in range(1, each.bit_length()) if 2**power <= each)}) if each > 1 else []
 
 
-def one_of(k: int, n: int, right: int) -> float:
-    """The chance that one of k answers is right, unbiased, of n answers of which `right` are (arXiv 2107.03374, eq. 1)."""
-    return 1 - comb(n - right, k) / comb(n, k)
-
-
 def gone_on(vocabulary: "Vocabulary", prompt: list[int], tokens: list[int]) -> str:
     """The text of tokens after their prompt: some tokenizers drop the space that a text begins with, and in programs it counts."""
     before, whole = vocabulary.text(prompt), vocabulary.text([*prompt, *tokens])
@@ -356,7 +342,7 @@ def shown_as(verifier: Any) -> str:
 
 
 def safe(name: str) -> str:
-    """A name as files have it."""
+    """A task's name as files have it."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
@@ -367,9 +353,9 @@ def tables(found: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
         figures: dict[str, dict[str, Any]] = task["figures"]
         keys = dict.fromkeys(key for each in figures.values() for key in each)
         rows = [[_label(key), *(_cell(each.get(key)) for each in figures.values())] for key in keys]
-        for beside in dict.fromkeys(each["beside"] for each in task["recovered"]):
-            of = {each["of"]: each["figures"].get("right") for each in task["recovered"] if each["beside"] == beside}
-            rows.append([f"recovered beside {beside}", *(_cell(of.get(who)) for who in figures)])
+        for other in dict.fromkeys(each["beside"] for each in task["recovered"]):
+            of = {each["of"]: each["figures"].get("right") for each in task["recovered"] if each["beside"] == other}
+            rows.append([f"recovered beside {other}", *(_cell(of.get(who)) for who in figures)])
         shown += [([f"{name}: {task['verifier']}, {task['prompts']} prompts", *figures], rows)] if figures else []
     return shown
 
