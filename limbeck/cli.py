@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limbeck.cli_cluster import Needs, On, Workers, spread
 from limbeck.cli_evaluate import evaluate
 from limbeck.cli_export import export
 from limbeck.cli_plan import plan
@@ -32,11 +33,6 @@ RewardName = Annotated[str | None, typer.Option("--reward", help="For a method: 
 Accepted = Annotated[list[str] | None, typer.Option("--accept-license", help="A licence or terms that you may learn from, by name.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: objective.temperature=2.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder of the run; the same command goes on where it stopped.")]
-On = Annotated[str | None, typer.Option("--on", metavar="ray|ADDRESS", help="On a cluster: ray (the one that RAY_ADDRESS names, else one begun on "
-                                                                          "this machine), auto, HOST:PORT or ray://HOST:PORT.")]  # fmt: skip
-Workers = Annotated[int | None, typer.Option("--workers", help="On a cluster: how many; by default as many as there is room for.")]
-Needs = Annotated[list[str] | None, typer.Option("--resource", metavar="NAME=NUMBER", help="On a cluster: what each worker is given: num_cpus=1, "
-                                                                                           "num_gpus=1, memory (bytes), or a name of your own.")]  # fmt: skip
 
 
 @app.command()
@@ -71,16 +67,6 @@ def _sweep(asked: list[str], make: "Callable[[list[str]], Plan]", out: Path) -> 
         _table(found["columns"], found["rows"])
         print(f"plot: {out / 'sweep.html'}")
     leave()
-
-
-def _spread(on: str, workers: int | None, needs: list[str] | None, job: str, *asked: Any) -> Any:
-    """Do a job on a cluster."""
-    from importlib import import_module
-
-    from limbeck.cluster import Resources, joined
-
-    with joined(on, Resources.of(needs or [], workers)) as cluster:
-        return import_module(f"limbeck.spread.{job}").spread(cluster, *asked)
 
 
 @app.command()
@@ -159,7 +145,7 @@ def cache(
     text, held = Data(data, **chosen), None if held_out is None else Data(held_out, **chosen)
     asker: Any = {"dtype": dtype}
     asked = Annotation(Local(teacher, **asker), text, keep, temperature or [1.0], max_tokens, seed, tokens_per_pass, held, held_out_rows)
-    found = _spread(on, workers, resource, "cache", asked, out) if on else Filled.of(annotate(asked, out))
+    found = spread(on, workers, resource, "cache", asked, out) if on else Filled.of(annotate(asked, out))
     figures = [f"{found.rows:,}", f"{found.tokens:,}", f"{found.bytes / 1e6:,.1f}", f"{found.bytes / found.tokens:.1f}"]
     _table(["cache", "rows", "completion tokens", "MB", "bytes a token"], [[str(out), *figures]])
 
@@ -207,7 +193,7 @@ def write(
     from limbeck.ordered import order_of
 
     order = order_of(**asked)
-    card = _spread(on, workers, resource, "corpus", order, out) if on else write_corpus(order, out)
+    card = spread(on, workers, resource, "corpus", order, out) if on else write_corpus(order, out)
     _table(["corpus", str(out)], [[name, f"{count:,}"] for name, count in card.counts()])
     if card.pilot:
         _table(*card.pilot.table())

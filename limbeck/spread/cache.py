@@ -34,7 +34,7 @@ class Annotating(Job):
             number -= len(each.pieces)
         raise AssertionError(number)
 
-    def end(self) -> Filled:
+    def end(self, begun: Begun) -> Filled:
         """What is there."""
         return self._fillings[-1].filled()
 

@@ -53,7 +53,7 @@ class Writing(Job):
             Work(self._asked, self.out, account).piece(some, self._questions, begun.found)
         return Done(len(some), account.took.completion_tokens)
 
-    def end(self) -> Card:
+    def end(self, begun: Begun) -> Card:
         """The corpus; what is not in the ledger, where a piece was not done, is asked for now."""
         with Ledger(self._ledger) as ledger:
             return Work(self.order, self.out, Account(ledger, self.order.purse(ledger.spent()))).run(self.order.licences)

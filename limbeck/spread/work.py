@@ -65,7 +65,7 @@ class Job(ABC):
     def piece(self, number: int, begun: Begun, desk: "Desk") -> Done:
         """One piece, on any worker; done again after a death, it goes on with what is there."""
 
-    def end(self) -> Any:
+    def end(self, begun: Begun) -> Any:
         """What comes after all pieces, on one worker: a small thing to be told."""
 
 
@@ -214,7 +214,7 @@ def carried_out(job: Job, cluster: Cluster, out: Path, limits: tuple[float | Non
                 for done in over.pieces(job, begun):
                     progress.advance(done.rows, done.tokens)
             with interrupts.held():
-                return over.one(job.end)
+                return over.one(lambda: job.end(begun))
         except Interrupted as stop:
             raise Stopped(f"{out}: stopped; what was done is saved, and the same command goes on", stop.number) from None
         finally:
