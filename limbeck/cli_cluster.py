@@ -1,8 +1,11 @@
 """What the commands have in common that can be done on a cluster."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+from limbeck.errors import RecipeError
 
 On = Annotated[str | None, typer.Option("--on", metavar="ray|ADDRESS", help="On a cluster: ray (the one that RAY_ADDRESS names, else one begun on "
                                                                           "this machine), auto, HOST:PORT or ray://HOST:PORT.")]  # fmt: skip
@@ -11,8 +14,12 @@ Needs = Annotated[list[str] | None, typer.Option("--resource", metavar="NAME=NUM
                                                                                            "num_gpus=1, memory (bytes), or a name of your own.")]  # fmt: skip
 
 
-def spread(on: str, workers: int | None, needs: list[str] | None, job: str, *asked: Any) -> Any:
-    """Do a job on a cluster."""
+def placed(on: str | None, workers: int | None, needs: list[str] | None, here: Callable[[], Any], job: str, *asked: Any) -> Any:
+    """Do a job: here, or on a cluster, as `limbeck.spread` knows it by name."""
+    if on is None:
+        if workers is not None or needs:
+            raise RecipeError(f"--{'resource' if needs else 'workers'} says what workers of a cluster are; give --on ray with it")
+        return here()
     from importlib import import_module
 
     from limbeck.cluster import Resources, joined

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from limbeck.cli_cluster import Needs, On, Workers, spread
+from limbeck.cli_cluster import Needs, On, Workers, placed
 from limbeck.errors import RecipeError
 from limbeck.terminal import show_table
 
@@ -51,19 +51,16 @@ def evaluate(
     from limbeck.transfer.measure import evaluate_transfer
     from limbeck.transfer.robustness import asked_for as asked_robust
     from limbeck.transfer.rows import Asked
-    from limbeck.transfer.subjects import asked_for
+    from limbeck.transfer.subjects import Who
     from limbeck.transfer.summary import shown
     from limbeck.transfer.tasks import TasksAsked
 
     robust = asked_robust(robustness, edit or [], other, adversarial)
     judged = TasksAsked(tuple(tasks or ()), task_rows, task_max_tokens)
     folder, asked = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation")), Asked(data, rows, each, max_tokens, seed=seed)
-    if on:
-        from limbeck.spread.transfer import Who
-
-        found = spread(on, workers, resource, "transfer", Who(runs or [], student, teacher, baselines), asked, folder, judged, robust, category)
-    else:
-        found = evaluate_transfer(asked_for(runs or [], student, teacher, baselines), asked, folder, judged, robust, category)
+    who = Who(runs or [], student, teacher, baselines)
+    rest = asked, folder, judged, robust, category
+    found = placed(on, workers, resource, lambda: evaluate_transfer(who.subjects(), *rest), "transfer", who, *rest)
     for columns, lines in shown(found):
         show_table(columns, lines)
     for said in found["advice"]:

@@ -1,7 +1,6 @@
 """`limbeck evaluate` on a cluster: tables of tokens by subject, text and stretch of passes; all else by one worker."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from limbeck.spread.work import Begun, Done, Job, carried_out
 from limbeck.student import Student
 from limbeck.transfer.measure import Transfer, measured, warmths
 from limbeck.transfer.rows import Asked
-from limbeck.transfer.subjects import Subjects, asked_for
+from limbeck.transfer.subjects import Subjects, Who
 from limbeck.transfer.tasks import TasksAsked
 from limbeck.transfer.tokens import columns, joined
 
@@ -25,16 +24,6 @@ if TYPE_CHECKING:
 
 PASSES = 8
 """Passes of a piece: little enough that all workers are busy, enough that a student is opened for something."""
-
-
-@dataclass(frozen=True)
-class Who:
-    """Who is measured, as a command line says it: see `asked_for`."""
-
-    runs: Sequence[Path]
-    student: str | None
-    teacher: str | None
-    baselines: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ class Evaluating(Job):
 
     def begin(self) -> Begun:
         """Everybody answers; the stretches that are to be read."""
-        subjects = asked_for(self.who.runs, self.who.student, self.who.teacher, self.who.baselines)
+        subjects = self.who.subjects()
         transfer, stretches = self._transfer(subjects, edits=False), list[Stretch]()
         for name, student in transfer.opened():
             transfer.answer(name, student)

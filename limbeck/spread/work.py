@@ -135,6 +135,11 @@ class DeskPurse(Purse):
 # On a worker
 
 
+def _opened(sealed: bytes, where: Where, desk: Any) -> tuple[Any, str]:
+    """See `_told`. sealed: the work, opened when this process is where the driver is, and finds the modules that it is made of."""
+    return _told(lambda: ray().cloudpickle.loads(sealed)(), where, desk)
+
+
 def _told(work: Callable[[], Any], where: Where, desk: Any) -> tuple[Any, str]:
     """What some work gives, and in JSON why it gave nothing: what is the user's to mend crosses processes as words."""
     try:
@@ -177,8 +182,8 @@ def _listening(desk: Any) -> Generator[None]:
 class Hand:
     """A worker: a copy of the job, to which pieces are given."""
 
-    def __init__(self, job: Job, begun: Begun, where: Where, desk: Any) -> None:
-        self.job, self.begun, self.where, self.desk = job, begun, where, desk
+    def __init__(self, sealed: bytes, where: Where, desk: Any) -> None:
+        self.sealed, self.where, self.desk, self.held = sealed, where, desk, list[Any]()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Do the pieces of these numbers; counts of each, and why it was not done."""
@@ -188,8 +193,15 @@ class Hand:
     def _piece(self, number: int) -> tuple[Done, str]:
         if (rung := ray().get(self.desk.begin.remote(number))) is not None:
             return Done(), json.dumps({"stopped": rung})
-        done, why = _told(lambda: self.job.piece(number, self.begun, self.desk), self.where, self.desk)
+        done, why = _told(lambda: self.piece(number), self.where, self.desk)
         return done or Done(), why
+
+    def piece(self, number: int) -> Done:
+        """Do a piece, the job opened with the first."""
+        if not self.held:
+            self.held[:] = ray().cloudpickle.loads(self.sealed)
+        job, begun = self.held
+        return job.piece(number, begun, self.desk)
 
 
 # On the driver
@@ -242,11 +254,11 @@ class Over:
         yield from self.watched(lambda tell: self._some(works, more, tell))
 
     def _some(self, works: Works, more: Callable[[str], Works], tell: Callable[[Any], None]) -> None:
-        task, going, failure = ray().remote(_told), dict[Any, str](), _Failure(self.desk)
+        task, going, failure = ray().remote(_opened), dict[Any, str](), _Failure(self.desk)
         while works or going:
             for name, (work, resources) in works.items():
                 options = (resources or self.cluster.resources).options
-                going[task.options(max_retries=TRIES, **options).remote(work, self.where, self.desk)] = name
+                going[task.options(max_retries=TRIES, **options).remote(_sealed(work), self.where, self.desk)] = name
             (ready,), _ = ray().wait([*going], num_returns=1)
             name, (found, why), works = going.pop(ready), ray().get(ready), {}
             if not failure.met(why):
@@ -269,7 +281,7 @@ class Over:
         pool = ActorPoolStrategy(min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1, max_concurrent_calls_per_actor=1)
         numbers = from_items([{"piece": number} for number in range(begun.pieces)], override_num_blocks=begun.pieces)
         given: dict[str, Any] = dict(self.cluster.resources.options)
-        done = numbers.map_batches(Hand, batch_size=1, batch_format="numpy", compute=pool, fn_constructor_args=(job, begun, self.where, self.desk), **given)
+        done = numbers.map_batches(Hand, batch_size=1, batch_format="numpy", compute=pool, fn_constructor_args=(_sealed([job, begun]), self.where, self.desk), **given)
         failure = _Failure(self.desk)
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
             self.received_bytes += sum(column.nbytes for column in batch.values()) + sum(len(why) for why in batch["why"])
@@ -319,6 +331,10 @@ class Over:
         """End the desk."""
         with contextlib.suppress(Exception):
             ray().kill(self.desk)
+
+
+def _sealed(work: Any) -> bytes:
+    return ray().cloudpickle.dumps(work)
 
 
 class _Failure:
