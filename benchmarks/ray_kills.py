@@ -16,8 +16,10 @@ import argparse
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -46,7 +48,7 @@ WORKERS, CONCURRENCY, LATENCY = 3, 4, 0.25
 PROMPTS, ROWS = 240, 3000
 
 
-def children(port: int) -> list[tuple[int, str]]:
+def children() -> list[tuple[int, str]]:
     """The processes of this machine, with their titles."""
     found = list[tuple[int, str]]()
     for each in Path("/proc").iterdir():
@@ -58,9 +60,17 @@ def children(port: int) -> list[tuple[int, str]]:
     return found
 
 
-def titled(word: str, port: int) -> list[int]:
+def titled(word: str) -> list[int]:
     """Ray's processes with this word in their title."""
-    return [pid for pid, title in children(port) if title.startswith("ray::") and word in title]
+    return [pid for pid, title in children() if title.startswith("ray::") and word in title]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 class Lab:
@@ -73,20 +83,23 @@ class Lab:
         toys.licensed(work)
         write_jsonl(work / "prompts.jsonl", [{"prompt": f"prompt {n}"} for n in range(PROMPTS)])
         self.teacher, self.student = (toys.folder(work / name, seed=seed, layers=3) for name, seed in (("teacher", 2), ("student", 1)))
-        self.data = toys.jsonl(work / "train.jsonl", toys.rows(ROWS))
+        self.data = toys.jsonl(work / "train.jsonl", [{**row, "prompt": f"{n} {row['prompt']}"} for n, row in enumerate(toys.rows(ROWS))])
         self.address = self._begin()
 
     def _begin(self) -> str:
         port = 20000 + os.getpid() % 20000
-        ray_command = [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={port}", "--num-cpus=8", "--include-dashboard=false",
-                       "--disable-usage-stats"]  # fmt: skip
-        subprocess.run(ray_command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.port = port
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
+                   "--num-cpus=8", "--include-dashboard=false", "--disable-usage-stats"]  # fmt: skip
+        self.cluster = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not _answers(port):
+            time.sleep(0.2)
+        time.sleep(5.0)
         return f"127.0.0.1:{port}"
 
     def end(self) -> None:
         """Take the cluster down."""
-        subprocess.run([str(Path(sys.executable).parent / "ray"), "stop", "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.cluster.terminate()
+        self.cluster.wait(timeout=60)
 
     def command(self, *words: str, on: bool = True) -> "subprocess.Popen[str]":
         """Limbeck's command line, on the cluster or here."""
@@ -111,9 +124,11 @@ def ended(process: "subprocess.Popen[str]") -> None:
         raise RuntimeError(said)
 
 
-def within(lab: Lab, begun: Callable[[], bool], seconds: float) -> None:
+def within(lab: Lab, process: "subprocess.Popen[str]", begun: Callable[[], bool], seconds: float) -> None:
     """Wait for the work to be under way, and then for a drawn part of what it takes."""
     while not begun():
+        if process.poll() is not None:
+            raise RuntimeError(process.communicate()[1])
         time.sleep(0.02)
     time.sleep(lab.draw.uniform(0.1, 0.8) * seconds)
 
@@ -130,7 +145,7 @@ def broken_write(lab: Lab, number: int, whom: str, whole: list[dict[str, Any]]) 
     out = f"write-{number}"
     with served(lab.work / "log", LATENCY) as server:
         process, again = lab.write(server, out), 0
-        within(lab, lambda: bool(server.noted("asked")), PROMPTS * LATENCY / WORKERS / CONCURRENCY)
+        within(lab, process, lambda: bool(server.noted("asked")), PROMPTS * LATENCY / WORKERS / CONCURRENCY)
         under_way = server.counts("asked").total() - server.counts("gave").total()
         at = len(server.noted("gave"))
         if whom == "server":
@@ -142,7 +157,7 @@ def broken_write(lab: Lab, number: int, whom: str, whole: list[dict[str, Any]]) 
             process.wait()
             process, again = lab.write(server, out), 1
         else:
-            os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)", lab.port)), signal.SIGKILL)
+            os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)")), signal.SIGKILL)
         ended(process)
         asked = server.counts("asked")
     with sqlite3.connect(lab.work / out / "ledger.sqlite") as ledger:
@@ -159,14 +174,14 @@ def broken_cache(lab: Lab, number: int, whom: str, whole: dict[bytes, Any]) -> d
     out = lab.work / f"cache-{number}"
     process, again = lab.cache(out.name), 0
     shards = lambda: len([*(out / "shards").glob("*.parquet")]) if (out / "shards").exists() else 0  # noqa: E731
-    within(lab, lambda: shards() > 2 and bool(titled("MapWorker(MapBatches(Hand)", lab.port)), 1.0)
+    within(lab, process, lambda: shards() > 2 and bool(titled("MapWorker(MapBatches(Hand)")), 1.0)
     at = shards()
     if whom == "driver":
         process.kill()
         process.wait()
         process, again = lab.cache(out.name), 1
     else:
-        os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)", lab.port)), signal.SIGKILL)
+        os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)")), signal.SIGKILL)
     ended(process)
     found = rows_of(out)
     written = sum(line["rows"] for line in Cache.open(out).shards.entered().values())
@@ -180,12 +195,13 @@ def broken_pool(lab: Lab, parts: list[Batch], whole: list[torch.Tensor], pool: P
     for number, said in enumerate(pool.score(parts)):
         found.append(said.hidden_ND)  # type: ignore[attr-defined]
         if number == at:
-            os.kill(lab.draw.choice(titled("Hand", lab.port)), signal.SIGKILL)
+            os.kill(lab.draw.choice(titled("Hand")), signal.SIGKILL)
     same = len(found) == len(whole) and all(map(torch.equal, found, whole))
     return {"job": "score", "killed": "teacher's actor", "after_parts": at + 1, "parts": len(parts), "came": len(found), "same_rows": same}
 
 
 def main() -> None:
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

@@ -71,7 +71,9 @@ def main() -> None:
                 found[workers].append(run(workers, asked.seconds, asked.work))
                 print(number, workers, found[workers][-1], os.getloadavg(), flush=True)
     rows = list[dict[str, Any]]()
-    median = {workers: {name: statistics.median(each[name] for each in several) for name in ("steady", "whole")} for workers, several in found.items()}
+    median = {
+        workers: {name: statistics.median(each[name] for each in several) for name in ("steady", "whole")} for workers, several in found.items()
+    }
     for workers, several in found.items():
         row: dict[str, Any] = {"workers": workers, "rounds": several, "most": workers * CONCURRENCY / asked.seconds}
         for name in ("steady", "whole"):

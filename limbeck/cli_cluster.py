@@ -7,11 +7,11 @@ import typer
 
 from limbeck.errors import RecipeError
 
-On = Annotated[str | None, typer.Option("--on", metavar="ray|ADDRESS", help="On a cluster: ray (the one that RAY_ADDRESS names, else one begun on "
-                                                                          "this machine), auto, HOST:PORT or ray://HOST:PORT.")]  # fmt: skip
+CLUSTER = "On a cluster: ray (the one that RAY_ADDRESS names, else one begun on this machine), auto or HOST:PORT."
+On = Annotated[str | None, typer.Option("--on", metavar="ray|ADDRESS", help=CLUSTER)]
 Workers = Annotated[int | None, typer.Option("--workers", help="On a cluster: how many; by default as many as there is room for.")]
-Needs = Annotated[list[str] | None, typer.Option("--resource", metavar="NAME=NUMBER", help="On a cluster: what each worker is given: num_cpus=1, "
-                                                                                           "num_gpus=1, memory (bytes), or a name of your own.")]  # fmt: skip
+GIVEN = "On a cluster: what each worker is given: num_cpus=1, num_gpus=1, memory (bytes), or a name of your own."
+Needs = Annotated[list[str] | None, typer.Option("--resource", metavar="NAME=NUMBER", help=GIVEN)]
 
 
 def placed(on: str | None, workers: int | None, needs: list[str] | None, here: Callable[[], Any], job: str, *asked: Any) -> Any:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class Where:
         try:
             os.chdir(self.folder)
         except OSError as error:
-            raise LimbeckError(f"{socket.gethostname()} does not see {self.folder} ({error.strerror}); work in a folder on a disk that all machines share")
+            said = f"{socket.gethostname()} does not see {self.folder} ({error.strerror})"
+            raise LimbeckError(f"{said}; work in a folder on a disk that all machines share") from None
         sys.path.extend(each for each in self.modules if each not in sys.path)
         quiet()
 
@@ -127,7 +129,7 @@ def ray() -> Any:
     if "ray.data" not in sys.modules:
         quiet()
         with muted():
-            import ray.data  # as it sets up its logger when it is imported
+            import_module("ray.data")  # as it sets up its logger when it is imported
         quiet()
     return sys.modules["ray"]
 
@@ -187,7 +189,9 @@ class Cluster:
             probe.unlink(missing_ok=True)
         for machine, why in told.items():
             if why:
-                raise LimbeckError(f"{machine} does not see {folder.resolve()} as this machine does ({why}); give an --out on a disk that all machines share")
+                raise LimbeckError(
+                    f"{machine} does not see {folder.resolve()} as this machine does ({why}); give an --out on a disk that all machines share"
+                )
 
     def everywhere(self, work: Any, *given: Any) -> dict[str, Any]:
         """What a function says on each machine, by the machine's name."""
@@ -232,7 +236,8 @@ def _look(probe: str, token: str) -> str:
 def _roomless(asked: Resources, machines: list[Mapping[str, float]]) -> str:
     lacking = {name: max((each.get(name, 0.0) for each in machines), default=0.0) for name, much in asked.wanted.items()}
     name = next((name for name, there in lacking.items() if there < asked.wanted[name]), next(iter(lacking), "CPU"))
-    return f"a worker asks for {asked.wanted[name]:g} {name}, and no machine of the cluster has more than {lacking[name]:g}; ask for less, or join another"
+    most = f"no machine of the cluster has more than {lacking[name]:g}"
+    return f"a worker asks for {asked.wanted[name]:g} {name}, and {most}; ask for less, or join another"
 
 
 @contextmanager
@@ -260,18 +265,17 @@ def join(on: str, resources: Resources | None = None) -> Cluster:
 def _begin(on: str, resources: Resources) -> None:
     address = _asked(on)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "include_dashboard": False}
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
-        cpus = max(os.cpu_count() or 1, math.ceil((resources.workers or 0) * resources.num_cpus))
-        settings["num_cpus"] = cpus
-    else:
-        settings = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
+        settings["include_dashboard"] = False
+        settings["num_cpus"] = max(os.cpu_count() or 1, math.ceil((resources.workers or 0) * resources.num_cpus))
     try:
         with muted(), _unheard():
             ray().init(**settings)
     except Exception as error:
         where = f"the cluster at {address} cannot be joined" if address else "no cluster can be started on this machine"
-        raise LimbeckError(f"{where} ({' '.join(str(error).split())[:200]}); see to it, or give another --on") from None
+        secret = ", such as RAY_AUTH_MODE=token where it wants one," if address and "RAY_AUTH_MODE" not in os.environ else ""
+        raise LimbeckError(f"{where} ({' '.join(str(error).split())[:200]}); see to it{secret} or give another --on") from None
     finally:
         with contextlib.suppress(ValueError):  # another thread than the first has no say in signals
             for number, handler in before.items():
@@ -290,19 +294,22 @@ def _asked(on: str) -> str | None:
     named = os.environ.get("RAY_ADDRESS") or None if on == "ray" else on
     if named is None or named == "local":
         return None
-    if named == "auto":
-        from ray._private.services import canonicalize_bootstrap_address
-
-        named = canonicalize_bootstrap_address("auto")
-        if named is None:
-            raise LimbeckError("no cluster runs on this machine; begin one (ray start --head), or give --on ray, which starts one for the command")
-    if not (place := _parted(named)):
+    answering = _on_this_machine() if named == "auto" else named
+    if not (place := _parted(answering)):
         raise RecipeError(f'RAY_ADDRESS is "{named}", which is no HOST:PORT; set it to one')
     try:
         socket.create_connection(place, timeout=ADDRESS_SECONDS).close()
     except OSError as error:
-        raise LimbeckError(f"no cluster answers at {named} ({error.strerror or error}); begin it (ray start), or give another --on") from None
+        raise LimbeckError(f"no cluster answers at {answering} ({error.strerror or error}); begin it (ray start), or give another --on") from None
     return named
+
+
+def _on_this_machine() -> str:
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if (found := canonicalize_bootstrap_address("auto")) is None:
+        raise LimbeckError("no cluster runs on this machine; begin one (ray start --head), or give --on ray, which starts one for the command")
+    return found
 
 
 def _parted(address: str) -> tuple[str, int] | None:

@@ -50,8 +50,10 @@ class Pool(Opens, Teacher):
         if self.count < 1 or self.ahead < 1:
             raise RecipeError(f"Pool needs count and ahead of at least 1, found {self.count} and {self.ahead}")
         if not isinstance(self.teacher, Local) or self.teacher.model == "@student":
-            found = 'the student\'s own model' if isinstance(self.teacher, Local) else type(self.teacher).__name__
-            raise RecipeError(f"Pool holds a model that others can open too, found {found}; give Pool(Local(model)), and make other teachers of pools")
+            found = "the student's own model" if isinstance(self.teacher, Local) else type(self.teacher).__name__
+            raise RecipeError(
+                f"Pool holds a model that others can open too, found {found}; give Pool(Local(model)), and make other teachers of pools"
+            )
 
     @property
     def inner(self) -> Local:
@@ -171,7 +173,9 @@ class Pool(Opens, Teacher):
         except errors.RayError as error:
             self._cluster.see_alive()
             said = " ".join(str(error).split())[:160]
-            raise LimbeckError(f"{self.name} died on the cluster {LIVES} times ({said}); see to its memory, and give the same command again") from None
+            raise LimbeckError(
+                f"{self.name} died on the cluster {LIVES} times ({said}); see to its memory, and give the same command again"
+            ) from None
 
 
 class Hand:

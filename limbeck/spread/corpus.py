@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from limbeck.answers import Question
+from limbeck.answers import Bill, Question
 from limbeck.card import Card
 from limbeck.cluster import Cluster
 from limbeck.corpus import Order, Work
@@ -47,7 +47,7 @@ class Writing(Job):
         """Asked and recorded."""
         some = self._questions[number * self.prompts : (number + 1) * self.prompts]
         limits = self.order.budget_usd, self.order.budget_flops
-        purse = self.order.purse(begun.spent) if limits == (None, None) else DeskPurse(desk, number, *limits)
+        purse = self.order.purse(Bill()) if limits == (None, None) else DeskPurse(desk, number, *limits)
         with Journal(self._ledger, f"{self.name}-{number:06}") as journal:
             account = Account(journal, purse, self._teachers)
             Work(self._asked, self.out, account).piece(some, self._questions, begun.found)
@@ -78,7 +78,7 @@ class Writing(Job):
 
     @cached_property
     def _questions(self) -> Sequence[Question]:
-        return Work(self._asked, self.out, Account(Journal(self._ledger, self.name), self.order.purse(None))).questions()
+        return Work(self._asked, self.out, Account(Journal(self._ledger, self.name), self.order.purse(Bill()))).questions()
 
 
 def spread(cluster: Cluster, order: Order, out: Path, prompts: int = PROMPTS) -> Card:

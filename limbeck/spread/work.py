@@ -57,14 +57,15 @@ class Job(ABC):
     what = "working"
     """What it does, for whoever looks on."""
 
+    @abstractmethod
     def begin(self) -> Begun:
         """What comes before all pieces, on one worker; done before, it finds what is there."""
-        raise NotImplementedError
 
     @abstractmethod
-    def piece(self, number: int, begun: Begun, desk: "Desk") -> Done:
-        """One piece, on any worker; done again after a death, it goes on with what is there."""
+    def piece(self, number: int, begun: Begun, desk: Any) -> Done:
+        """One piece, on any worker; done again after a death, it goes on with what is there. desk: the actor that is a `Desk`."""
 
+    @abstractmethod
     def end(self, begun: Begun) -> Any:
         """What comes after all pieces, on one worker: a small thing to be told."""
 
@@ -281,7 +282,9 @@ class Over:
         pool = ActorPoolStrategy(min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1, max_concurrent_calls_per_actor=1)
         numbers = from_items([{"piece": number} for number in range(begun.pieces)], override_num_blocks=begun.pieces)
         given: dict[str, Any] = dict(self.cluster.resources.options)
-        done = numbers.map_batches(Hand, batch_size=1, batch_format="numpy", compute=pool, fn_constructor_args=(_sealed([job, begun]), self.where, self.desk), **given)
+        done: Any = numbers.map_batches(
+            Hand, batch_size=1, batch_format="numpy", compute=pool, fn_constructor_args=(_sealed([job, begun]), self.where, self.desk), **given
+        )
         failure = _Failure(self.desk)
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
             self.received_bytes += sum(column.nbytes for column in batch.values()) + sum(len(why) for why in batch["why"])
