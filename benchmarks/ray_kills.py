@@ -34,6 +34,7 @@ from ray_double import MODEL, Served, served
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import toys
+from deaths import processes
 
 import limbeck as lb
 from limbeck.batch import Batch
@@ -46,23 +47,6 @@ from limbeck.pool import Pool
 RESULTS = Path(__file__).parent / "results"
 WORKERS, CONCURRENCY, LATENCY = 3, 4, 0.25
 PROMPTS, ROWS = 240, 3000
-
-
-def children() -> list[tuple[int, str]]:
-    """The processes of this machine, with their titles."""
-    found = list[tuple[int, str]]()
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                found.append((int(each.name), (each / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()))
-            except OSError:
-                continue
-    return found
-
-
-def titled(word: str) -> list[int]:
-    """Ray's processes with this word in their title."""
-    return [pid for pid, title in children() if title.startswith("ray::") and word in title]
 
 
 def _answers(port: int) -> bool:
@@ -88,6 +72,7 @@ class Lab:
 
     def _begin(self) -> str:
         port = 20000 + os.getpid() % 20000
+        self.port = port
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
                    "--num-cpus=8", "--include-dashboard=false", "--disable-usage-stats"]  # fmt: skip
         self.cluster = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -157,7 +142,7 @@ def broken_write(lab: Lab, number: int, whom: str, whole: list[dict[str, Any]]) 
             process.wait()
             process, again = lab.write(server, out), 1
         else:
-            os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)")), signal.SIGKILL)
+            os.kill(lab.draw.choice(processes("MapWorker(MapBatches(Hand)", lab.port)), signal.SIGKILL)
         ended(process)
         asked = server.counts("asked")
     with sqlite3.connect(lab.work / out / "ledger.sqlite") as ledger:
@@ -174,14 +159,14 @@ def broken_cache(lab: Lab, number: int, whom: str, whole: dict[bytes, Any]) -> d
     out = lab.work / f"cache-{number}"
     process, again = lab.cache(out.name), 0
     shards = lambda: len([*(out / "shards").glob("*.parquet")]) if (out / "shards").exists() else 0  # noqa: E731
-    within(lab, process, lambda: shards() > 2 and bool(titled("MapWorker(MapBatches(Hand)")), 1.0)
+    within(lab, process, lambda: shards() > 2 and bool(processes("MapWorker(MapBatches(Hand)", lab.port)), 1.0)
     at = shards()
     if whom == "driver":
         process.kill()
         process.wait()
         process, again = lab.cache(out.name), 1
     else:
-        os.kill(lab.draw.choice(titled("MapWorker(MapBatches(Hand)")), signal.SIGKILL)
+        os.kill(lab.draw.choice(processes("MapWorker(MapBatches(Hand)", lab.port)), signal.SIGKILL)
     ended(process)
     found = rows_of(out)
     written = sum(line["rows"] for line in Cache.open(out).shards.entered().values())
@@ -195,7 +180,7 @@ def broken_pool(lab: Lab, parts: list[Batch], whole: list[torch.Tensor], pool: P
     for number, said in enumerate(pool.score(parts)):
         found.append(said.hidden_ND)  # type: ignore[attr-defined]
         if number == at:
-            os.kill(lab.draw.choice(titled("Hand")), signal.SIGKILL)
+            os.kill(lab.draw.choice(processes("Hand", lab.port)), signal.SIGKILL)
     same = len(found) == len(whole) and all(map(torch.equal, found, whole))
     return {"job": "score", "killed": "teacher's actor", "after_parts": at + 1, "parts": len(parts), "came": len(found), "same_rows": same}
 

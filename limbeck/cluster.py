@@ -272,6 +272,9 @@ def _begin(on: str, resources: Resources) -> None:
     try:
         with muted(), _unheard():
             ray().init(**settings)
+        import ray._private.worker as inside
+
+        inside.print_to_stdstream = lambda *said, **how: None  # deaths of workers, which we tell of ourselves where they matter
     except Exception as error:
         where = f"the cluster at {address} cannot be joined" if address else "no cluster can be started on this machine"
         secret = ", such as RAY_AUTH_MODE=token where it wants one," if address and "RAY_AUTH_MODE" not in os.environ else ""

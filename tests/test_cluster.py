@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import toys
+from deaths import processes
 from faulty import Faulty, faulty
 from typer.testing import CliRunner
 
@@ -78,18 +79,6 @@ def order(there: Faulty, **settings: Any) -> Order:
 
 def corpus(out: Path) -> list[dict[str, Any]]:
     return read_jsonl(out / "corpus.jsonl")
-
-
-def hands() -> list[int]:
-    """The processes that do pieces."""
-    found = list[int]()
-    for each in Path("/proc").iterdir():
-        try:
-            title = (each / "cmdline").read_bytes() if each.name.isdigit() else b""
-        except OSError:
-            continue
-        found += [int(each.name)] if title.startswith(b"ray::") and b"Hand" in title else []
-    return found
 
 
 @contextmanager
@@ -196,7 +185,7 @@ def test_a_pool_says_what_its_model_says_to_the_bit_and_outlives_an_actor(four: 
             assert mine.rows(slice(None)).log_probs().equal(theirs.rows(slice(None)).log_probs()), number  # type: ignore[union-attr]
             _same_features(mine, theirs)
             if number == 3:
-                os.kill(hands()[-1], signal.SIGKILL)
+                os.kill(processes("Hand", four.address[1])[-1], signal.SIGKILL)
     with pytest.raises(RecipeError, match=r"Pool holds a model that others can open too, found Mixture; give Pool\(Local\(model\)\)"):
         Pool(lb.Mixture({"a": local}))
 
@@ -232,7 +221,7 @@ def test_a_worker_that_dies_loses_and_doubles_nothing(four: Cluster, tmp_path: P
         def kill() -> None:
             while there.asked.total() < 10:
                 time.sleep(0.01)
-            os.kill(hands()[0], signal.SIGKILL)
+            os.kill(processes("Hand", four.address[1])[0], signal.SIGKILL)
 
         with later(0.0, kill):
             corpora.spread(of(four, 2), order(there), tmp_path / "out", prompts=8)
