@@ -92,7 +92,7 @@ class Pipeline(Part):
     """
 
     stages: dict[str, Recipe]
-    resources: dict[str, Resources] = field(default_factory=dict[str, Resources])
+    resources: dict[str, Resources] = field(default_factory=dict[str, Resources], compare=False)
 
     def __post_init__(self) -> None:
         if not self.stages:
