@@ -106,7 +106,7 @@ def ended(process: "subprocess.Popen[str]") -> None:
     """Wait for a command that must succeed."""
     said = process.communicate(timeout=500)[1]
     if process.returncode:
-        raise RuntimeError(said)
+        raise RuntimeError(f"the command ended with {process.returncode}: {said}")
 
 
 def within(lab: Lab, process: "subprocess.Popen[str]", begun: Callable[[], bool], seconds: float) -> None:

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import uuid
 import warnings
@@ -248,11 +249,29 @@ def joined(on: str, resources: Resources | None = None) -> Generator[Cluster]:
     where nobody answers.
     """
     mine = not ray().is_initialized()
+    found = join(on, resources)
+    with _mourned(found) if mine else contextlib.nullcontext():
+        try:
+            yield found
+        finally:
+            if mine:
+                _end()
+
+
+@contextmanager
+def _mourned(cluster: Cluster) -> Generator[None]:
+    """Have it said in one line, by a process that only waits, if we end within the block: where a cluster goes away, Ray ends its drivers at once."""
+    host, port = cluster.address
+    said = f"limbeck: ended from outside, as when the cluster at {host}:{port} goes away; what was done is saved, and the same command goes on"
+    waiting = subprocess.Popen(["sh", "-c", 'read -r bye || echo "$0" >&2', said], stdin=subprocess.PIPE, start_new_session=True)
+    assert waiting.stdin is not None
     try:
-        yield join(on, resources)
+        yield
     finally:
-        if mine:
-            _end()
+        with contextlib.suppress(OSError):
+            waiting.stdin.write(b"bye\n")
+            waiting.stdin.close()
+        waiting.wait()
 
 
 def join(on: str, resources: Resources | None = None) -> Cluster:
