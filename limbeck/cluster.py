@@ -245,7 +245,7 @@ def _roomless(asked: Resources, machines: list[Mapping[str, float]]) -> str:
 def joined(on: str, resources: Resources | None = None) -> Generator[Cluster]:
     """Ray for as long as the block lasts: the cluster of this address, or of RAY_ADDRESS, else one of this machine's own.
 
-    on: "ray", "auto", HOST:PORT, or ray://HOST:PORT. A process that is in a cluster already stays there. Raises LimbeckError
+    on: "ray", "auto" or HOST:PORT. A process that is in a cluster already stays there. Raises LimbeckError
     where nobody answers.
     """
     mine = not ray().is_initialized()
@@ -278,7 +278,7 @@ def join(on: str, resources: Resources | None = None) -> Cluster:
     """Ray until this process ends: see `joined`."""
     if not ray().is_initialized():
         _begin(on, resources or Resources())
-    return Cluster(resources or Resources(), _address(on))
+    return Cluster(resources or Resources(), _address())
 
 
 def _begin(on: str, resources: Resources) -> None:
@@ -312,10 +312,15 @@ def _end() -> None:
 def _asked(on: str) -> str | None:
     """The address of the cluster that is meant, seen to answer; None where there is none to be joined."""
     if on not in ("ray", "auto") and not _parted(on):
-        raise RecipeError(f'"{on}" is no cluster; give --on ray, auto, HOST:PORT or ray://HOST:PORT')
+        raise RecipeError(f'"{on}" is no cluster; give --on ray, auto or HOST:PORT')
     named = os.environ.get("RAY_ADDRESS") or None if on == "ray" else on
     if named is None or named == "local":
         return None
+    if named.startswith("ray://"):
+        raise LimbeckError(
+            f"{named} is the door of Ray's client, and Ray Data does not go through it; give the command on a machine of the cluster with "
+            "--on HOST:PORT, or from outside: ray job submit -- limbeck ... --on ray"
+        )
     answering = _on_this_machine() if named == "auto" else named
     if not (place := _parted(answering)):
         raise RecipeError(f'RAY_ADDRESS is "{named}", which is no HOST:PORT; set it to one')
@@ -339,9 +344,7 @@ def _parted(address: str) -> tuple[str, int] | None:
     return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
 
 
-def _address(on: str) -> tuple[str, int]:
-    if on.startswith("ray://") and (place := _parted(on)):
-        return place
+def _address() -> tuple[str, int]:
     place = _parted(ray().get_runtime_context().gcs_address)
     assert place is not None
     return place
