@@ -32,7 +32,7 @@ from limbeck.spread.corpus import spread
 
 RESULTS = Path(__file__).parent / "results"
 WORKERS = (1, 2, 4, 8)
-CONCURRENCY, PROMPTS = 4, 128
+CONCURRENCY, PROMPTS = 4, 160
 
 
 def run(workers: int, seconds: float, work: Path) -> dict[str, float]:

@@ -20,18 +20,20 @@ from typer.testing import CliRunner
 
 import limbeck as lb
 from limbeck import cluster
+from limbeck.allocate import Pilot
 from limbeck.annotate import Annotation, annotate
-from limbeck.answers import Bill
+from limbeck.answers import Answer, Bill, Given, Purse, Question
 from limbeck.batch import Batch
 from limbeck.cache import Cache
 from limbeck.cli import app
 from limbeck.cluster import Cluster, Resources
 from limbeck.corpus import Order, write_corpus
 from limbeck.data import Data
+from limbeck.dialogue import Dialogues
 from limbeck.errors import DataError, LimbeckError, RecipeError, Stopped
 from limbeck.files import read_json, read_jsonl, write_jsonl
 from limbeck.insides import Layers
-from limbeck.ledger import Ledger
+from limbeck.ledger import Journal, Ledger
 from limbeck.pool import Pool
 from limbeck.spread import cache as caches
 from limbeck.spread import corpus as corpora
@@ -165,6 +167,33 @@ def test_stages_that_do_not_wait_for_each_other_are_the_same_at_once(four: Clust
         assert (tmp_path / "out" / name / "metrics.jsonl").read_bytes() == (tmp_path / "local" / name / "metrics.jsonl").read_bytes(), name
     assert read_json(tmp_path / "out" / "summary.json") == read_json(tmp_path / "local" / "summary.json")
     assert placed.spread(of(four, 2), made, tmp_path / "out") == tmp_path / "out" / "three", "and once more it is finished"
+
+
+@pytest.mark.parametrize("kind", ["dialogues", "pilot"])
+def test_what_follows_from_answers_is_asked_in_pieces_too(kind: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of dialogues, several teachers: after the pieces, here one after the other, nothing is left to be asked."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(corpora, "DeskPurse", lambda desk, piece, usd, flops: Purse(usd, flops))
+    with faulty() as one, faulty(models=["other"]) as two:
+        asked = replace(order(one), dialogues=Dialogues(2))
+        if kind == "pilot":
+            several = [*asked.teacher, lb.Endpoint(two.url, "other", concurrency=4, usd_in=1e6, usd_out=1e6)]
+            pilot, accepted = Pilot(4, 2, "coverage"), [f"unknown licence of {name}" for name in ("toy", "other")]
+            asked = replace(asked, teacher=several, samples=1, pilot=pilot, verifier=lb.Regex("re"), budget_usd=1e6, accept_license=accepted)
+        write_corpus(asked, tmp_path / "local")
+        once = [set(each.asked.values()) for each in (one, two)]
+        for each in (one, two):
+            each.asked.clear()
+        job = corpora.Writing(asked, tmp_path / "out", prompts=8)
+        (tmp_path / "out").mkdir()
+        begun = job.begin()
+        for number in range(begun.pieces):
+            job.piece(number, begun, None)
+        before = one.asked.total() + two.asked.total()
+        job.end(begun)
+        assert one.asked.total() + two.asked.total() == before > 2 * PROMPTS
+        assert [set(each.asked.values()) for each in (one, two)] == once
+    assert corpus(tmp_path / "out") == corpus(tmp_path / "local") != []
 
 
 # A pool
@@ -301,6 +330,29 @@ def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(LimbeckError, match="clusters are Ray's, and it is not installed; pip install 'limbeck"):
         cluster.ray()
+
+
+def test_a_journal_is_mended_and_taken_in_once(tmp_path: Path) -> None:
+    """A line that was cut goes; the same answer of two pieces stays once, and both are paid; a journal that comes again is none."""
+    asked, path = Question({"prompt": "a"}, Data("x"), (0, 1)), tmp_path / "ledger.sqlite"
+    given = [Given(asked, n, Answer(f"answer {n}"), Bill(1, 1, usd=1.0)) for n in (0, 1)]
+    Ledger(path).__exit__()
+    with Journal(path, "one-0") as journal:
+        journal.record(given[0], "who")
+    with (tmp_path / "journals" / "one-0.jsonl").open("a") as file:
+        file.write('{"row": ["who", "torn')
+    with Journal(path, "one-0") as journal:
+        assert [each.sample for each in journal.given("who", asked)] == [0]
+        journal.record(given[1], "who")
+    kept = (tmp_path / "journals" / "one-0.jsonl").read_bytes()
+    with Journal(path, "one-1") as journal:
+        journal.record(given[0], "who")
+    for _ in range(2):
+        with Ledger(path) as ledger:
+            assert (len(ledger), ledger.spent().usd) == (2, 3.0) and ledger.given("who", asked)[1] == given[1]
+        (tmp_path / "journals" / "one-0.jsonl").write_bytes(kept)  # as a kill before it was removed leaves it
+    with Journal(path, "two-0") as journal:
+        assert [each.sample for each in journal.given("who", asked)] == [0, 1]
 
 
 def test_resources_are_read_and_refused() -> None:
