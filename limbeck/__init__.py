@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from limbeck.aligned import Aligned as Aligned
     from limbeck.average import Average as Average
     from limbeck.batch import Batch as Batch
+    from limbeck.cluster import Resources as Resources
     from limbeck.condensing import Condense as Condense
     from limbeck.condensing import condense as condense
     from limbeck.config import part as part
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from limbeck.optimizer import AdamW as AdamW
     from limbeck.pipeline import Generations as Generations
     from limbeck.pipeline import Pipeline as Pipeline
+    from limbeck.pool import Pool as Pool
     from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
@@ -107,6 +109,7 @@ _WHERE = {
     "aligned": "Aligned",
     "average": "Average",
     "batch": "Batch",
+    "cluster": "Resources",
     "condensing": "Condense condense",
     "config": "part",
     "curriculum": "Curriculum",
@@ -132,6 +135,7 @@ _WHERE = {
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
     "pipeline": "Generations Pipeline",
+    "pool": "Pool",
     "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
