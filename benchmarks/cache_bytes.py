@@ -36,7 +36,7 @@ from measure import bars, machine, seconds
 from torch import Tensor
 
 import limbeck.cache
-from limbeck.annotate import Annotation, Estimate, _Filling
+from limbeck.annotate import Annotation, Estimate, Filling
 from limbeck.batch import Batch, Text
 from limbeck.cache import Cache, Manifest
 from limbeck.data import Data
@@ -67,7 +67,7 @@ def text_file(data: Path, rows: int | None, folder: Path) -> Path:
     return path
 
 
-class Watched(_Filling):
+class Watched(Filling):
     """A filling of a cache that notes what it said beforehand and what it then found, and some of what the teacher said."""
 
     def _so_far(self) -> tuple[int, int, int]:

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
+import measured_cluster  # noqa: E402
 import measured_condense  # noqa: E402
 import measured_engines  # noqa: E402
 import measured_exercises  # noqa: E402
@@ -282,6 +283,7 @@ def block(name: str) -> str:
         "tasks": measured_tasks.tasks, "transfer_time": measured_tasks.transfer_time,
         "edits": prompt_edits,
         **measured_arithmetic.TABLES,
+        **measured_cluster.TABLES,
         **measured_gaps.TABLES,
         **measured_layers.TABLES,
         **measured_exercises.TABLES,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from limbeck.aligned import Aligned as Aligned
     from limbeck.average import Average as Average
     from limbeck.batch import Batch as Batch
+    from limbeck.cluster import Resources as Resources
     from limbeck.condensing import Condense as Condense
     from limbeck.condensing import condense as condense
     from limbeck.config import part as part
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from limbeck.methods import skd as skd
     from limbeck.methods import tinybert as tinybert
     from limbeck.methods import uld as uld
+    from limbeck.mixture import Mixture as Mixture
     from limbeck.networks import MLP as MLP
     from limbeck.networks import ConvNet as ConvNet
     from limbeck.networks import CustomNetwork as CustomNetwork
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from limbeck.optimizer import AdamW as AdamW
     from limbeck.pipeline import Generations as Generations
     from limbeck.pipeline import Pipeline as Pipeline
+    from limbeck.pool import Pool as Pool
     from limbeck.prefetch import Prefetch as Prefetch
     from limbeck.recipe import Recipe as Recipe
     from limbeck.rollouts import OnPolicy as OnPolicy
@@ -90,7 +93,6 @@ if TYPE_CHECKING:
     from limbeck.teacher_samples import TeacherSamples as TeacherSamples
     from limbeck.teachers import Cached as Cached
     from limbeck.teachers import Local as Local
-    from limbeck.teachers import Mixture as Mixture
     from limbeck.teachers import Silent as Silent
     from limbeck.teachers import Teacher as Teacher
     from limbeck.train import distill as distill
@@ -107,6 +109,7 @@ _WHERE = {
     "aligned": "Aligned",
     "average": "Average",
     "batch": "Batch",
+    "cluster": "Resources",
     "condensing": "Condense condense",
     "config": "part",
     "curriculum": "Curriculum",
@@ -132,6 +135,7 @@ _WHERE = {
     "objective": "CrossEntropy CustomTerm Objective PolicyGradient RowTerm Term",
     "optimizer": "AdamW",
     "pipeline": "Generations Pipeline",
+    "pool": "Pool",
     "prefetch": "Prefetch",
     "recipe": "Recipe",
     "rollouts": "OnPolicy",
@@ -143,7 +147,8 @@ _WHERE = {
     "student": "Student",
     "targets": "Targets",
     "teacher_samples": "TeacherSamples",
-    "teachers": "Cached Local Mixture Silent Teacher",
+    "mixture": "Mixture",
+    "teachers": "Cached Local Silent Teacher",
     "train": "distill",
     "verifiers": "Exact JsonSchema MultipleChoice Number Regex UnitTests",
 }

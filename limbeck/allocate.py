@@ -171,15 +171,30 @@ class Pilot(Part):
 
         Raises RecipeError where the budget does not reach.
         """
-        asked = [each.only(tuple(range(self.samples))) for each in sorted(questions, key=lambda each: (each.seed, each.key))[: self.prompts]]
-        trials = [self._trial(teacher, asked, sampling, account, verifier, above, sound) for teacher in teachers]
-        allocation = self._allocation(trials, len(asked), len(questions), account)
-        piloted, found = {each.key for each in asked}, list[list[Given]]()
-        for teacher, trial, told in zip(teachers, trials, allocation.teachers, strict=True):
-            others = [each.only(tuple(range(told.taken))) for each in questions if told.taken and each.key not in piloted]
-            found.append([*trial.given, *account.of(teacher, f"writing of {teacher.name}").answers(others, sampling)])
+        _, allocation = self.shared(teachers, questions, sampling, account, verifier, above, sound)
+        found = list[list[Given]]()
+        for teacher, told in zip(teachers, allocation.teachers, strict=True):
+            asked = self.wanted(told.taken, questions, questions)
+            found.append(list(account.of(teacher, f"writing of {teacher.name}").answers(asked, sampling)))
             account.close()  # one at a time
         return allocation, found
+
+    def shared(
+        self, teachers: Sequence[Teacher], questions: Sequence[Question], sampling: Sampling, account: Account, verifier: Verifier, above: float,
+        sound: Verifier | None,
+    ) -> "tuple[list[_Trial], Allocation]":  # fmt: skip
+        """Each teacher's part of the pilot, and the allocation that follows."""
+        asked = [each.only(tuple(range(self.samples))) for each in self._piloted(questions)]
+        trials = [self._trial(teacher, asked, sampling, account, verifier, above, sound) for teacher in teachers]
+        return trials, self._allocation(trials, len(asked), len(questions), account)
+
+    def wanted(self, taken: int, some: Sequence[Question], questions: Sequence[Question]) -> list[Question]:
+        """What a teacher answers of some of all questions: those of the pilot as there, the others as often as is taken of it."""
+        piloted = {each.key for each in self._piloted(questions)}
+        return [each.only(tuple(range(count))) for each in some if (count := self.samples if each.key in piloted else taken)]
+
+    def _piloted(self, questions: Sequence[Question]) -> list[Question]:
+        return sorted(questions, key=lambda each: (each.seed, each.key))[: self.prompts]
 
     def _trial(
         self, teacher: Teacher, asked: Sequence[Question], sampling: Sampling, account: Account, verifier: Verifier, above: float,

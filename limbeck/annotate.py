@@ -8,6 +8,7 @@ killed loses no more than its piece. What a sequence is told depends on its cont
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from limbeck.cache import HELD_OUT, Cache, Manifest, folders, written_head
 from limbeck.data import Data, Row
 from limbeck.errors import CacheError, DataError, RecipeError, Stopped
 from limbeck.files import sweep
-from limbeck.interrupt import Interrupted, Interrupts
+from limbeck.interrupt import Interrupted, Interrupts, in_force
 from limbeck.keep import Columns, kept
 from limbeck.licences import from_plain, of_recorded, plain_licences
 from limbeck.places import fingerprint
@@ -85,11 +86,17 @@ def annotate(asked: Annotation, out: Path) -> Cache:
 
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end, after saving.
     """
+    return [each.run() for each in fillings(asked, out)][-1]
+
+
+def fillings(asked: Annotation, out: Path) -> "list[Filling]":
+    """The caches that are to be filled, that of all rows last."""
     teacher = asked.teacher.load(None)
-    if asked.held_out is not None:
-        held = replace(asked, data=asked.held_out, keep="hidden", held_out=None)
-        _Filling(held, teacher, out / HELD_OUT, asked.held_out_rows).run()
-    return _Filling(asked, teacher, out).run()
+    whole = Filling(asked, teacher, out)
+    if asked.held_out is None:
+        return [whole]
+    held = replace(asked, data=asked.held_out, keep="hidden", held_out=None)
+    return [Filling(held, teacher, out / HELD_OUT, asked.held_out_rows), whole]
 
 
 def verify(out: Path) -> list[Damage]:
@@ -105,7 +112,22 @@ def verify(out: Path) -> list[Damage]:
     return found
 
 
-class _Filling:
+@dataclass(frozen=True)
+class Filled:
+    """How much a cache holds. tokens: completion tokens; bytes: all below the folder, a head and held-out text left out."""
+
+    rows: int
+    tokens: int
+    bytes: int
+
+    @staticmethod
+    def of(cache: Cache) -> "Filled":
+        """Of a cache that is open."""
+        size, tokens = cache.bytes_and_tokens
+        return Filled(len(cache), tokens, size)
+
+
+class Filling:
     """One cache being filled by this process."""
 
     def __init__(self, asked: Annotation, teacher: Local, out: Path, rows: int | None = None) -> None:
@@ -120,15 +142,48 @@ class _Filling:
         """Fill it."""
         with Interrupts(patient=False) as interrupts:
             try:
-                self._repair()
-                print(f"{self.out}: {self._estimate()}", flush=True)
+                print(f"{self.out}: {self.begin()}", flush=True)
                 self._fill(interrupts)
             except Interrupted as stop:
                 go_on = "the same command goes on"
                 raise Stopped(f"{self.out}: stopped after {len(self.cache):,} rows, which are saved; {go_on}", stop.number) from None
+        self._see_filled()
+        return self.cache
+
+    def begin(self) -> Estimate:
+        """Mend what is there, and tell what is to come."""
+        self._repair()
+        return self._estimate()
+
+    @cached_property
+    def pieces(self) -> list[range]:
+        """The places of the rows of each piece."""
+        return [range(start, min(start + PIECE_ROWS, len(self.rows))) for start in range(0, len(self.rows), PIECE_ROWS)]
+
+    def fill(self, piece: int) -> int:
+        """One piece, when nobody else has it; how many tokens were read."""
+        progress = Progress("annotating", len(self.pieces[piece]))
+        while not self._filled(piece, progress, in_force()):
+            time.sleep(WAIT_SECONDS)
+        return progress.tokens
+
+    def filled(self) -> Filled:
+        """What is there, whoever wrote it."""
+        self.cache.refresh()
+        self._see_filled()
+        return Filled.of(self.cache)
+
+    def _see_filled(self) -> None:
         if not len(self.cache):
             raise DataError(f"{self.asked.data.path}: no row has a completion within {self.limit} tokens; raise max_tokens, or give other rows")
-        return self.cache
+
+    def _filled(self, piece: int, progress: Progress, interrupts: Interrupts) -> bool:
+        """Whether a piece could be claimed, and was filled."""
+        with self.cache.shards.claimed(piece) as mine:
+            if mine:
+                self.cache.refresh()
+                self._piece(self.pieces[piece], progress, interrupts)
+        return mine
 
     def _open(self) -> Cache:
         """The cache, new or as it was left. Raises CacheError for one of another teacher, tokenizer or setting."""
@@ -200,16 +255,10 @@ class _Filling:
         return Estimate(round(len(unseen) * share) - len(pilot), round(left), round(left * size), left * seconds / asked_tokens if pilot else None)
 
     def _fill(self, interrupts: Interrupts) -> None:
-        pieces = [range(start, min(start + PIECE_ROWS, len(self.rows))) for start in range(0, len(self.rows), PIECE_ROWS)]
-        left = list(range(len(pieces)))
+        left = list(range(len(self.pieces)))
         with Progress("annotating", len(self.rows)).showing() as progress:
             while left:
-                for piece in list(left):
-                    with self.cache.shards.claimed(piece) as mine:
-                        if mine:
-                            self.cache.refresh()
-                            self._piece(pieces[piece], progress, interrupts)
-                            left.remove(piece)
+                left = [piece for piece in left if not self._filled(piece, progress, interrupts)]
                 if left:  # another process has them, and may yet die
                     time.sleep(WAIT_SECONDS)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limbeck.cli_cluster import Needs, On, Workers, placed
 from limbeck.cli_evaluate import evaluate
 from limbeck.cli_export import export
 from limbeck.cli_plan import plan
@@ -40,17 +41,19 @@ def distill(
     reward: RewardName = None, settings: Settings = None,
     sweep: Annotated[list[str] | None, typer.Option("--sweep", metavar="KEY=V1,V2,...", help="A run for each value of a setting, or each "
                                                     "combination of several; one table and plot of all.")] = None,
-    accept_license: Accepted = None, out: Out = Path("runs/distill"),
+    accept_license: Accepted = None, out: Out = Path("runs/distill"), on: On = None, workers: Workers = None, resource: Needs = None,
 ) -> None:  # fmt: skip
     """Move a student toward its teacher, by a recipe, by stages or by a method's name."""
     given = {"teacher": teacher, "student": student, "data": data, "prompts": prompts, "reward": reward}
+    if sweep and on:
+        raise RecipeError("the runs of a sweep go one after the other here; give --on without --sweep, or stages that do not wait for each other")
     if sweep:
         return _sweep(sweep, lambda more: _planned(recipe, [*(settings or []), *more], accept_license, **given), out)
     planned = _planned(recipe, settings, accept_license, **given)
     from limbeck.distributed import leave, rank
     from limbeck.stages import carry_out
 
-    ran = carry_out(planned, out)
+    ran = placed(on, workers, resource, lambda: carry_out(planned, out), "stages", planned, out)
     if rank() == 0:
         print(f"student: {ran / 'student'}")
     leave()
@@ -126,9 +129,10 @@ def cache(
     dtype: Annotated[str, typer.Option(help="Of the teacher's arithmetic: auto, float32 or bfloat16.")] = "auto",
     tokens_per_pass: Annotated[int, typer.Option(help="Padded tokens that are in memory at once.")] = 2048,
     verify: Annotated[bool, typer.Option("--verify", help="Only read every byte that is there, and name what is missing or damaged.")] = False,
+    on: On = None, workers: Workers = None, resource: Needs = None,
 ) -> None:  # fmt: skip
     """Ask a teacher once, and keep what it says of some data: students then learn from the folder."""
-    from limbeck.annotate import Annotation, annotate
+    from limbeck.annotate import Annotation, Filled, annotate
     from limbeck.annotate import verify as look
     from limbeck.data import Data
     from limbeck.teachers import Local
@@ -143,9 +147,8 @@ def cache(
     text, held = Data(data, **chosen), None if held_out is None else Data(held_out, **chosen)
     asker: Any = {"dtype": dtype}
     asked = Annotation(Local(teacher, **asker), text, keep, temperature or [1.0], max_tokens, seed, tokens_per_pass, held, held_out_rows)
-    found = annotate(asked, out)
-    size, tokens = found.bytes_and_tokens
-    figures = [f"{len(found):,}", f"{tokens:,}", f"{size / 1e6:,.1f}", f"{size / tokens:.1f}"]
+    found = placed(on, workers, resource, lambda: Filled.of(annotate(asked, out)), "cache", asked, out)
+    figures = [f"{found.rows:,}", f"{found.tokens:,}", f"{found.bytes / 1e6:,.1f}", f"{found.bytes / found.tokens:.1f}"]
     _table(["cache", "rows", "completion tokens", "MB", "bytes a token"], [[str(out), *figures]])
 
 
@@ -184,14 +187,15 @@ def write(
     sound: Annotated[str | None, typer.Option(help="A second verifier: which right answers are sound.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the teacher's arithmetic: auto, float32 or bfloat16.")] = "auto",
-    accept_license: Accepted = None,
+    accept_license: Accepted = None, on: On = None, workers: Workers = None, resource: Needs = None,
 ) -> None:  # fmt: skip
     """Let a teacher answer prompts, choose among its answers, and keep them as a corpus to learn from."""
     asked = dict(locals())
     from limbeck.corpus import write_corpus
     from limbeck.ordered import order_of
 
-    card = write_corpus(order_of(**asked), out)
+    order = order_of(**asked)
+    card = placed(on, workers, resource, lambda: write_corpus(order, out), "corpus", order, out)
     _table(["corpus", str(out)], [[name, f"{count:,}"] for name, count in card.counts()])
     if card.pilot:
         _table(*card.pilot.table())
@@ -297,10 +301,14 @@ def main() -> None:
 
         if rank() == 0:
             print(f"limbeck: {error}", file=sys.stderr)
-        leave(128 + error.number)
-        sys.exit(128 + error.number)
+        leave(error.code)
+        sys.exit(error.code)
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        from limbeck.distributed import break_off, speaks
+
+        if speaks():
+            print(f"limbeck: {error}", file=sys.stderr)
+        break_off(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("limbeck: stopped at once; what was saved before is there", file=sys.stderr)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from limbeck.cli_cluster import Needs, On, Workers, placed
 from limbeck.errors import RecipeError
 from limbeck.terminal import show_table
 
@@ -41,6 +42,7 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="For drafts: of their arithmetic: auto, float32 or bfloat16.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="The folder of the evaluation; by default `evaluation` in the first run. The same command goes "
                                                   "on where it stopped. For drafts: a JSON file, a plot beside it.")] = None,
+    on: On = None, workers: Workers = None, resource: Needs = None,
 ) -> None:  # fmt: skip
     """Measure what transferred: teacher, student before and after and baselines, on held-out text and on their own; or how well a draft serves."""
     if acceptance or show_drafts or target or draft:
@@ -49,15 +51,16 @@ def evaluate(
     from limbeck.transfer.measure import evaluate_transfer
     from limbeck.transfer.robustness import asked_for as asked_robust
     from limbeck.transfer.rows import Asked
-    from limbeck.transfer.subjects import asked_for
+    from limbeck.transfer.subjects import Who
     from limbeck.transfer.summary import shown
     from limbeck.transfer.tasks import TasksAsked
 
     robust = asked_robust(robustness, edit or [], other, adversarial)
     judged = TasksAsked(tuple(tasks or ()), task_rows, task_max_tokens)
-    subjects = asked_for(runs or [], student, teacher, baselines)
-    folder = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation"))
-    found = evaluate_transfer(subjects, Asked(data, rows, each, max_tokens, seed=seed), folder, judged, robust, category)
+    folder, asked = out or (runs[0] / "evaluation" if runs else Path("runs/evaluation")), Asked(data, rows, each, max_tokens, seed=seed)
+    who = Who(runs or [], student, teacher, baselines)
+    rest = asked, folder, judged, robust, category
+    found = placed(on, workers, resource, lambda: evaluate_transfer(who.subjects(), *rest), "transfer", who, *rest)
     for columns, lines in shown(found):
         show_table(columns, lines)
     for said in found["advice"]:

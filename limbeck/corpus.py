@@ -16,7 +16,7 @@ from pydantic import BeforeValidator
 
 from limbeck import endpoint, judges  # noqa: F401  # a part is known by name once its file is read
 from limbeck.allocate import Allocation, Pilot
-from limbeck.answers import Given, Purse, Question
+from limbeck.answers import Bill, Given, Purse, Question
 from limbeck.card import Card
 from limbeck.choose import Choice, Kept, Tally, chosen, selected
 from limbeck.config import Part, part, plain
@@ -110,6 +110,10 @@ class Order(Part):
         """What is kept of the answers to one prompt."""
         return chosen(self.keep, self.above)
 
+    def purse(self, spent: Bill) -> Purse:
+        """What may be spent, of which so much was before."""
+        return Purse(self.budget_usd, self.budget_flops, spent)
+
     @property
     def licences(self) -> list[Licence]:
         """Of all who write or choose in it, and of what they are asked."""
@@ -130,7 +134,7 @@ def write_corpus(order: Order, out: Path) -> Card:
     gate(licences, order.accept_license)
     with claimed(out), Ledger(out / "ledger.sqlite") as ledger, Interrupts(patient=False):
         try:
-            return Work(order, out, ledger).run(licences)
+            return Work(order, out, Account(ledger, order.purse(ledger.spent()))).run(licences)
         except Interrupted as stop:
             said = f"{out}: stopped; {len(ledger):,} answers are in its ledger, and the same command goes on"
             raise Stopped(said, stop.number) from None
@@ -139,9 +143,8 @@ def write_corpus(order: Order, out: Path) -> Card:
 class Work:
     """One corpus in the making."""
 
-    def __init__(self, order: Order, out: Path, ledger: Ledger) -> None:
-        self.order, self.out = order, out
-        self.account = Account(ledger, Purse(order.budget_usd, order.budget_flops, ledger.spent()))
+    def __init__(self, order: Order, out: Path, account: Account) -> None:
+        self.order, self.out, self.account = order, out, account
         self.tally, self.ended = Tally(), Counter[str]()
         self.made: Instructed | None = None
         self.allocation: Allocation | None = None
@@ -159,6 +162,32 @@ class Work:
         if not rows:
             raise DataError(f"{self.out}: no answer was kept ({self.tally}); look into its ledger, ask for more samples, or keep others")
         return card
+
+    def begin(self) -> tuple[int, list[int]]:
+        """What comes before all answers that can be given apart: prompts are made, teachers are piloted.
+
+        How many questions there are, and how many samples of each prompt each teacher gives.
+        """
+        questions, order = self.questions(), self.order
+        if order.pilot is None:
+            return len(questions), [order.samples]
+        verifier, sound = self._verifier(order.verifier), self._verifier(order.pilot.sound)
+        assert verifier is not None
+        _, allocation = order.pilot.shared(order.teacher, questions, order.sampling, self.account, verifier, order.above, sound)
+        return len(questions), [told.taken for told in allocation.teachers]
+
+    def piece(self, some: Sequence[Question], questions: Sequence[Question], taken: Sequence[int]) -> None:
+        """All that is asked about some of the questions, for the ledger: what is chosen here is chosen again when everything is there."""
+        order, found = self.order, list[list[Given]]()
+        for teacher, count in zip(order.teacher, taken, strict=True):
+            wanted = some if order.pilot is None else order.pilot.wanted(count, some, questions)
+            found.append(self.account.asks(teacher, order.sampling)(wanted))
+        asks = order.verifier is not None and order.verifier.through(lambda teacher: teacher) is not order.verifier
+        if asks or order.dialogues:
+            verifier = self._verifier(order.verifier)
+            kept = selected(self._placed(some, found), order.choice, verifier, Tally())
+            if order.dialogues:
+                self._dialogues(kept)
 
     def questions(self) -> list[Question]:
         """Each prompt once, made first where they are to be. Raises RecipeError where a dialogue is to follow and cannot."""
@@ -198,6 +227,10 @@ class Work:
             assert verifier is not None
             sound = self._verifier(order.pilot.sound)
             self.allocation, found = order.pilot.run(order.teacher, questions, order.sampling, self.account, verifier, order.above, sound)
+        return self._placed(questions, found)
+
+    def _placed(self, questions: Sequence[Question], found: Sequence[Sequence[Given]]) -> list[Given]:
+        """What each teacher gave, in the order of questions, teachers and samples."""
         place = {question.key: n for n, question in enumerate(questions)}
         several = [(place[given.question.key], who, given.sample, given) for who, those in enumerate(found) for given in those]
         return [given for *_, given in sorted(several, key=lambda each: each[:3])]

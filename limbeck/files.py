@@ -114,6 +114,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def mend_jsonl(path: Path) -> None:
+    """Cut a line that a killed process left half written off a log, so that lines can be added to it."""
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
 @contextmanager
 def new_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends well, replacing what was there."""
@@ -162,6 +169,18 @@ def claimed(folder: Path) -> Generator[None]:
         raise LimbeckError(f"{why}{', or ' if busy else '; '}give another --out") from None
     with lock:
         yield
+
+
+@contextmanager
+def alone_with(path: Path) -> Generator[None]:
+    """Have a file for ourselves, made where it is not there, for as long as the block lasts; waits for whoever has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # else it was removed while we waited
+                yield
+                return
 
 
 def sweep(folder: Path, seconds: float = 0.0) -> None:

@@ -48,6 +48,11 @@ class Opens:
 
     opened_layers: Layers = CLOSED
 
+    @property
+    def inside(self) -> "Build | None":
+        """How the model is built whose layers it lays open, where that is not on this machine."""
+        return None
+
     def lay_open(self, layers: Layers) -> None:
         """From now on these."""
         self.opened_layers = layers

@@ -18,11 +18,13 @@ def between(objective: Objective, student: Student, teacher: Teacher, seed: int)
     from limbeck.hooks import see_attention
 
     mine, theirs = student.live, teacher.opened
-    if theirs is None or not isinstance(teacher, Opens):
+    inside = theirs.build if theirs is not None else teacher.inside if isinstance(teacher, Opens) else None
+    if inside is None or not isinstance(teacher, Opens):
         raise RecipeError(f"{type(teacher).__name__} has no model here whose layers could be laid open; give Local(model)")
-    made = objective.load(mine.build, theirs.build, seed)
+    made = objective.load(mine.build, inside, seed)
     for model, layers in zip((mine, theirs), made.opens, strict=True):
-        see_attention(model.causal, model.name, layers)
+        if model is not None:  # one that is elsewhere is seen there
+            see_attention(model.causal, model.name, layers)
     teacher.lay_open(made.opens[1])
     student.join(made.projections)
     return made

@@ -6,18 +6,20 @@ All that can be refused is refused when a pipeline is made, before the first sta
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 from limbeck import aligned
+from limbeck.cluster import Resources
 from limbeck.config import Part, build, override, part, plain, settings_of, to_yaml
 from limbeck.errors import LimbeckError, RecipeError, did_you_mean
 from limbeck.licences import Licence, of_model
+from limbeck.mixture import Mixture
 from limbeck.recipe import Recipe
 from limbeck.settings_file import open_settings
 from limbeck.sources import Source
-from limbeck.teachers import Local, Mixture, Teacher
+from limbeck.teachers import Local, Teacher
 
 ITSELF = "@student"
 """What names the student itself, and no stage."""
@@ -77,14 +79,21 @@ def _taught_by(recipe: Recipe, stage: str) -> Local:
     return Local(f"@{stage}", dtype=of.dtype, attention=of.attention, trust_remote_code=of.trust_remote_code)
 
 
+APART: dict[str, type[Part]] = {"generations": Generations, "resources": Resources}
+"""What a stage may have in a file beside the settings of its recipe."""
+
+
 @part
 class Pipeline(Part):
     """Recipes by name, in the order in which they run; "@name" for the model of a student or a teacher is the finished student of that stage.
 
     In a file, settings beside `stages` hold for each stage that does not say its own, and `generations` in a stage unfolds it.
+    resources: what a stage is given on a cluster, by its name; in a file, a setting of the stage. Where a stage runs is no part
+    of what it is.
     """
 
     stages: dict[str, Recipe]
+    resources: dict[str, Resources] = field(default_factory=dict[str, Resources], compare=False)
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -98,16 +107,19 @@ class Pipeline(Part):
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:
         """The pipeline of nested plain data, `generations` unfolded. Raises RecipeError for whatever is wrong with it."""
-        made = dict[str, Recipe]()
+        made, given = dict[str, Recipe](), dict[str, Resources]()
         for name, stage in _spread(settings).items():
-            generations = stage.pop("generations", None)
+            generations, resources = stage.pop("generations", None), stage.pop("resources", None)
             with _within(name):
                 recipe = build(stage, Recipe)
                 unfolded = {name: recipe} if generations is None else build(generations, Generations).stages(recipe, name)
             if twice := made.keys() & unfolded.keys():
                 raise RecipeError(f'there are two stages "{min(twice)}", one of them a generation; name them apart')
             made |= unfolded
-        return cls(made)
+            if resources is not None:
+                with _within(name):
+                    given |= dict.fromkeys(unfolded, build(resources, Resources))
+        return cls(made, given)
 
     @property
     def yaml(self) -> str:
@@ -210,7 +222,7 @@ def _spread(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for key in shared if "stages" in settings else ():
         if key == "generations":
             raise RecipeError("generations belong to one stage, and stand beside stages; put them into it").within(key)
-        if key not in settings_of(Recipe):
+        if key not in settings_of(Recipe) and key != "resources":
             raise RecipeError(f'Recipe has no setting "{key}"{did_you_mean(key, settings_of(Recipe))}').within(key)
         if stages and all(key in own for own in stages.values()):
             raise RecipeError(f"{key} beside stages changes nothing, as each says its own; leave it out").within(key)
@@ -255,7 +267,7 @@ def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a file, every one spelled out; stages are not unfolded yet, so that what changes one of them changes its generations."""
 
     def whole(stage: dict[str, Any]) -> dict[str, Any]:
-        also = {"generations": plain(build(stage.pop("generations"), Generations))} if "generations" in stage else {}
+        also = {name: plain(build(stage.pop(name), kind)) for name, kind in APART.items() if name in stage}
         return {**plain(Recipe.of(stage)), **also}
 
     if "stages" in settings:
@@ -282,5 +294,5 @@ def _dealt_out(settings: dict[str, Any], assignments: list[str]) -> list[str]:
 def accepting(plan: Plan, names: list[str]) -> Plan:
     """The same, each recipe accepting these licences too."""
     if isinstance(plan, Pipeline):
-        return Pipeline({name: cast(Recipe, accepting(recipe, names)) for name, recipe in plan.stages.items()})
+        return replace(plan, stages={name: cast(Recipe, accepting(recipe, names)) for name, recipe in plan.stages.items()})
     return replace(plan, accept_license=list(dict.fromkeys([*plan.accept_license, *names])))

@@ -11,7 +11,7 @@ from limbeck.answers import Bill, Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.config import plain
 from limbeck.decoding import Sampling
-from limbeck.ledger import Ledger
+from limbeck.ledger import Journal, Ledger
 from limbeck.licences import Licence
 from limbeck.progress import Progress
 from limbeck.targets import Targets
@@ -19,15 +19,15 @@ from limbeck.teachers import Teacher
 
 
 class Account:
-    """One ledger and one purse, for all who are asked about one corpus.
+    """One ledger, or a journal beside it, and one purse, for all who are asked about one corpus.
 
     took: what the answers took that were given so far, each counted once, those that were in the ledger too: at any
-    point of the work it is the same after a stop.
+    point of the work it is the same after a stop. opened: teachers that are alive already, by their settings.
     """
 
-    def __init__(self, ledger: Ledger, purse: Purse) -> None:
+    def __init__(self, ledger: Ledger | Journal, purse: Purse, opened: dict[str, Teacher] | None = None) -> None:
         self.ledger, self.purse, self.took = ledger, purse, Bill()
-        self._counted, self._open = set[tuple[str, str, int]](), dict[str, Teacher]()
+        self._counted, self._open = set[tuple[str, str, int]](), {} if opened is None else opened
         self._shown: tuple[Progress, int] | None = None
 
     def of(self, teacher: Teacher, what: str = "writing") -> "Remembered":

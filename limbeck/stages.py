@@ -38,7 +38,7 @@ def distill_stages(pipeline: Pipeline, out: Path | str) -> Student:
         distributed.wait()
         for name in list(pipeline.stages)[:-1]:
             recipe = pipeline.recipe(name, out)
-            if not _finished(out / name, recipe):
+            if not finished(out / name, recipe):
                 distill(recipe, out / name)
             gc.collect()  # models refer to themselves; their memory is wanted for the next
         student = distill(pipeline.recipe(pipeline.last, out), out / pipeline.last)
@@ -71,7 +71,7 @@ def see_licences(pipeline: Pipeline, name: str, out: Path) -> None:
         raise error.told_at(f'stage "{name}"') from None
 
 
-def _finished(out: Path, recipe: Recipe) -> bool:
+def finished(out: Path, recipe: Recipe) -> bool:
     """Whether a run is at its end; a folder of another recipe is refused."""
     see_recipe(out, recipe)
     return (out / "student").exists()
@@ -85,7 +85,7 @@ def carry_out(plan: Plan, out: Path) -> Path:
         see_folder(plan, out)
         if not (out / SUMMARY).exists():
             distill_stages(plan, out)
-    elif not _finished(out, plan):
+    elif not finished(out, plan):
         distill(plan, out)
     return product(plan, out)
 

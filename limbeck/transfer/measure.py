@@ -6,7 +6,7 @@ OUT/evaluation.json (the figures). What is there is not made again, so that a ki
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,21 +62,33 @@ class Transfer:
 
     def run(self) -> None:
         """Open one student after the other, and measure it."""
+        for name, student in self.opened():
+            self.answer(name, student)
+            for text, texts in self.kinds(name):
+                self._table(name, text, texts, student)
+            if self.robustness:
+                self.robustness.measure(name, student)
+            del student
+
+    def opened(self) -> Iterator[tuple[str, Student]]:
+        """One student after the other, alive; with the first, rows are read and the teacher answers. Who takes one lets go of it."""
         asked = self._settings()
         for place, (name, settings) in enumerate(self.subjects.students.items()):
-            student = self._opened(settings)
+            student = self.open(settings)
             if place == 0:
-                self.vocabulary = student.live.vocabulary
-                self.rows = rows_of(self.asked, student)
+                self.read(student)
                 categories(self.rows, self.category)  # refuses a column that no row has before anything is paid
                 write_json(self.out / "settings.json", asked)  # only now: what was refused leaves no trace
                 self.missing += self.rows.missing
                 self._teacher_writes(student)
-            self._measure(name, student)
-            if self.robustness:
-                self.robustness.measure(name, student)
+            yield name, student
             del student
             gc.collect()  # models refer to themselves; their memory is wanted for the next
+
+    def read(self, first: Student) -> None:
+        """The rows, as the first student meets them."""
+        self.vocabulary = first.live.vocabulary
+        self.rows = rows_of(self.asked, first)
 
     def _settings(self) -> dict[str, Any]:
         """What this folder is an evaluation of; students may be added. Raises CheckpointError where it is one of something else."""
@@ -93,7 +105,8 @@ class Transfer:
             raise CheckpointError(f"{self.out} holds an evaluation with {changed[0]}; give another --out, or remove it")
         return {**settings, "students": {**there["students"], **models}}
 
-    def _opened(self, settings: Student) -> Student:
+    def open(self, settings: Student) -> Student:
+        """A student alive, and with the first the teacher."""
         student = settings.load(1)
         if self._teacher is None or self._teacher.opened is None:
             self._teacher = self.subjects.teacher.load(student)
@@ -122,15 +135,18 @@ class Transfer:
             self.tasks.answer(TEACHER, lend)
             self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
 
-    def _measure(self, name: str, student: Student) -> None:
-        """One student on the data's text, the teacher's and its own."""
+    def answer(self, name: str, student: Student) -> None:
+        """What a student writes itself."""
         if (self.rows.prompts or self.tasks.exams) and self._writes(name, student.live):
             self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
             self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
             self.tasks.answer(name, student.lend)
+
+    def kinds(self, name: str) -> Iterator[tuple[str, list[Text]]]:
+        """The kinds of text that there are for a student, and the texts."""
         for text in (GIVEN, TEACHER, OWN):
             if texts := self.texts(text, name):
-                self._table(name, text, texts, student)
+                yield text, texts
 
     def _writes(self, who: str, model: "OpenModel") -> bool:
         """Whether a model can write; what it says against it is missing else."""
@@ -166,8 +182,7 @@ class Transfer:
         if folder.exists():
             return
         said: Any = self._said(text, name, texts)
-        warm = () if text == OWN else TEMPERATURES  # how sure one is of one's own words says nothing
-        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text", warm).save(folder)
+        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text", warmths(text)).save(folder)
 
     def _said(self, text: str, name: str, texts: Sequence[Text]) -> list[Targets]:
         """What the teacher says of these texts; of those that several students meet it is kept."""
@@ -194,6 +209,11 @@ class Transfer:
         write_json(file, known)
 
 
+def warmths(text: str) -> Sequence[float]:
+    """The temperatures at which a student is read: how sure one is of one's own words says nothing."""
+    return () if text == OWN else TEMPERATURES
+
+
 def _sizes(model: "OpenModel") -> dict[str, int]:
     """Weights, and what it keeps of a token while it writes (keys and values of all layers), in the dtype of its arithmetic."""
     shape, size = Anatomy(model.name, model.causal.config.get_text_config().to_dict(), {}), model.compute.itemsize
@@ -210,13 +230,17 @@ def evaluate_transfer(
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
+    with claimed(out):
+        return measured(Transfer(subjects, asked, out, tasks, robustness, category))
+
+
+def measured(transfer: Transfer) -> dict[str, Any]:
+    """Measure all that is not there, and sum it up."""
     from limbeck.transfer.summary import summed_up
 
-    with claimed(out):
-        transfer = Transfer(subjects, asked, out, tasks, robustness, category)
-        transfer.run()
-        found = summed_up(transfer)
-        write_json(out / "evaluation.json", found)
+    transfer.run()
+    found = summed_up(transfer)
+    write_json(transfer.out / "evaluation.json", found)
     return found
 
 

@@ -31,6 +31,20 @@ class Subjects:
     missing: list[str] = field(default_factory=list[str])
 
 
+@dataclass(frozen=True)
+class Who:
+    """Who is measured, as a command line says it: see `asked_for`."""
+
+    runs: Sequence[Path]
+    student: str | None
+    teacher: str | None
+    baselines: bool = False
+
+    def subjects(self) -> Subjects:
+        """Themselves; baselines are trained."""
+        return asked_for(self.runs, self.student, self.teacher, self.baselines)
+
+
 def asked_for(runs: Sequence[Path], student: str | None, teacher: str | None, baselines: bool) -> Subjects:
     """What a command line asks for: runs, or a student. Raises RecipeError where it is neither or both."""
     from limbeck.methods import scorer

@@ -142,19 +142,30 @@ def heard(texts: Sequence[Text], teacher: Teacher, tokens_per_pass: int, name: s
 def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str,
           temperatures: Sequence[float] = TEMPERATURES) -> Tokens:  # fmt: skip
     """Pass over the texts. said: what a teacher says of each pass of `Batch.split`, in turn. temperatures: none for no calibration."""
+    return joined(texts, [columns(texts, student, said, tokens_per_pass, name, temperatures)], student.live.vocabulary)
+
+
+def columns(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str,
+            temperatures: Sequence[float] = TEMPERATURES, passes: slice = slice(None)) -> dict[str, Array]:  # fmt: skip
+    """The columns of the table that some passes over the texts make. said: of these alone."""
     whole = Batch.of(list(texts), "corpus")
-    cuts = whole.cuts(tokens_per_pass)
+    cuts = whole.cuts(tokens_per_pass)[passes]
     found = list[dict[str, Tensor]]()
     with Progress(f"{name}: the student reads", len(cuts)).showing() as progress:
         for cut, theirs in zip(cuts, said, strict=True):
             part = whole.select(cut)
             found.append({**_where(part, cut), **passed(part, student, theirs, temperatures)})
             progress.advance(1, len(part.tokens_T))
-    columns = {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
+    return {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
+
+
+def joined(texts: Sequence[Text], found: Sequence[Mapping[str, Array]], vocabulary: Vocabulary) -> Tokens:
+    """The table of the columns of all passes."""
+    columns = {key: np.concatenate([each[key] for each in found]) for key in found[0]}
     order = np.lexsort((columns["position_N"], columns["sequence_N"]))
     columns = {key: value[order] for key, value in columns.items()}
     own = {key: columns[key] for key in ("sequence_N", "position_N", "token_N")}
-    return Tokens(**own, bytes_B=_bytes(texts, student.live.vocabulary), **_sides(columns))
+    return Tokens(**own, bytes_B=_bytes(texts, vocabulary), **_sides(columns))
 
 
 def _bytes(texts: Sequence[Text], vocabulary: Vocabulary) -> Array:
