@@ -80,6 +80,17 @@ def apart(batch: Batch, nats_N: torch.Tensor) -> dict[str, float]:
     return {"mean": float(gap_N.abs().mean()), "signed": float(gap_N.mean()), "error": float(gap_N.std()) / len(gap_N) ** 0.5, "tokens": len(gap_N)}
 
 
+def weights_of(student: lb.Student) -> list[torch.Tensor]:
+    """A copy of the weights as they are."""
+    return [weight.detach().clone() for weight in student.live.module.parameters()]
+
+
+def put_back(student: lb.Student, weights: Sequence[torch.Tensor]) -> None:
+    """The weights as they were."""
+    for weight, kept in zip(student.live.module.parameters(), weights, strict=True):
+        weight.data.copy_(kept)
+
+
 class Steps:
     """A student that learns from a teacher on text that vLLM writes, a step at a time."""
 
@@ -111,11 +122,11 @@ def agreement(steps: Steps, count: int) -> list[dict[str, Any]]:
         drawn = time.perf_counter() - began
         row: dict[str, Any] = {"step": steps.step, "now": apart(batch, token_nats(steps.student, batch)), "draw_seconds": round(drawn, 3)}
         if before is not None:
-            stale = steps.student.state()
-            steps.student.restore(before)
+            now = weights_of(steps.student)
+            put_back(steps.student, before)
             row["a step before"] = apart(batch, token_nats(steps.student, batch))
-            steps.student.restore(stale)
-        before = {name: weight.detach().clone() if isinstance(weight, torch.Tensor) else weight for name, weight in steps.student.state().items()}
+            put_back(steps.student, now)
+        before = weights_of(steps.student)
         row["reverse_kl_nats"] = round(steps.learn(batch), 4)
         found.append(row)
         print(row, flush=True)

@@ -17,13 +17,14 @@ import yaml
 from pen_double import Pen, writing
 
 import limbeck as lb
-from limbeck import CrossEntropy, Sampling
-from limbeck.batch import Batch
+from limbeck import Sampling
+from limbeck.batch import Batch, Text
 from limbeck.config import build, to_yaml
 from limbeck.engines import EXCESS, MISMATCH, VLLM, Engine
 from limbeck.errors import EndpointError, LimbeckError, RecipeError
 from limbeck.files import read_jsonl
 from limbeck.objective import CrossEntropy, Objective
+from limbeck.pen import Pen as Copies
 from limbeck.sources import Share
 from limbeck.targets import Nothing
 
@@ -66,12 +67,8 @@ def test_text_comes_from_the_weights_of_each_step(folders: dict[str, str]) -> No
             assert (batch.logp_N - nats(student, batch)).abs().max() < 1e-4
             assert batch.figures[MISMATCH][0] / batch.figures[MISMATCH][1] < 1e-5 and batch.figures[MISMATCH][1] == len(batch.tokens_N)
             if before is not None:
-                now = student.state()
-                kept = {name: weight.clone() for name, weight in now.items()}
-                student.restore(before)
-                assert (batch.logp_N - nats(student, batch)).abs().mean() > 0.01
-                student.restore(kept)
-            before = {name: weight.clone() for name, weight in student.state().items()}
+                assert (batch.logp_N - nats(before, batch)).abs().mean() > 0.01
+            before = student.aside(Copies(apart=True))
             learn(student, batch, step)
     assert pen.told == ["collective_rpc", "reset_prefix_cache"] * 4
 
@@ -161,6 +158,16 @@ def test_adapters_are_folded_in(folders: dict[str, str]) -> None:
             batch = source.draw(step, student)
             learn(student, batch, step)
     assert batch.figures[MISMATCH][1] and batch.figures[MISMATCH][0] < 1e-4 * batch.figures[MISMATCH][1]
+
+
+def test_a_head_that_is_the_embedding_becomes_one_of_its_own(tmp_path: Path) -> None:
+    """Others keep what they made of a shared one; the student itself stays as it is."""
+    student = lb.Student(toys.folder(tmp_path / "tied", "llama-tied", rows=258), dtype="float32").load(1)
+    (tmp_path / "made").mkdir()
+    student.hand_over(tmp_path / "made")
+    again, batch = lb.Student(str(tmp_path / "made"), dtype="float32").load(1), Batch.of([Text.answered([1, 2], [3, 4], {})], "student")
+    assert len(list(again.live.module.parameters())) == len(list(student.live.module.parameters())) + 1
+    assert student.live.causal.config.tie_word_embeddings and torch.equal(nats(student, batch), nats(again, batch))
 
 
 def test_in_a_whole_run_the_mismatch_is_in_the_records(folders: dict[str, str], tmp_path: Path) -> None:
