@@ -25,6 +25,7 @@ from limbeck.licences import from_plain, of_recorded, plain_licences
 from limbeck.places import fingerprint
 from limbeck.progress import Progress, clock
 from limbeck.shards import Damage
+from limbeck.storage import here, writing
 from limbeck.teachers import Local
 
 PIECE_ROWS = 256
@@ -80,22 +81,23 @@ class Estimate:
         return f"{self.rows:,} rows are to come, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB{time}"
 
 
-def annotate(asked: Annotation, out: Path) -> Cache:
+def annotate(asked: Annotation, out: Path | str) -> Cache:
     """Fill a cache with what a teacher says of some data; what is there already is not asked again, what is damaged is.
 
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end, after saving.
     """
-    teacher = asked.teacher.load(None)
-    if asked.held_out is not None:
-        held = replace(asked, data=asked.held_out, keep="hidden", held_out=None)
-        _Filling(held, teacher, out / HELD_OUT, asked.held_out_rows).run()
-    return _Filling(asked, teacher, out).run()
+    out, teacher = here(out), asked.teacher.load(None)
+    with writing(out):
+        if asked.held_out is not None:
+            held = replace(asked, data=asked.held_out, keep="hidden", held_out=None)
+            _Filling(held, teacher, out / HELD_OUT, asked.held_out_rows).run()
+        return _Filling(asked, teacher, out).run()
 
 
-def verify(out: Path) -> list[Damage]:
+def verify(out: Path | str) -> list[Damage]:
     """Read every byte of a cache: what is missing or damaged."""
     found = list[Damage]()
-    for folder in folders(out):
+    for folder in folders(here(out)):
         cache = Cache(folder, Manifest.read(folder), known=False)
         found += cache.shards.verify()
         try:

@@ -4,14 +4,13 @@ Where ranks hold shares of the weights, each writes its own (`state-0-of-2.safet
 number of ranks reads them back.
 """
 
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from limbeck import distributed
 from limbeck.errors import CheckpointError
-from limbeck.files import new_folder, read_json, write_json
+from limbeck.files import new_folder, read_json, remove_folder, write_json
 from limbeck.lazy import Tensor, torch
 
 
@@ -89,4 +88,4 @@ def prune(folder: Path, last: int, also: int | None) -> None:
     """Keep the newest `last` checkpoints, and the one after `also` steps."""
     for step in steps(folder)[: -last or None]:
         if step != also:
-            shutil.rmtree(place(folder, step))
+            remove_folder(place(folder, step))
