@@ -148,9 +148,11 @@ def _new_folder(path: Path) -> Generator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and what is in it."""
+    """Remove a folder and what is in it; it is there whole or not at all."""
     storage.whole(path)
-    shutil.rmtree(path)
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNDONE))
+    os.replace(path, old / path.name)
+    shutil.rmtree(old)
     storage.told(path)
 
 

@@ -57,11 +57,9 @@ class Leases:
                 return Lease(numbers[-1], **json.loads(self.fs.cat_file(self._name(numbers[-1]))))
             except FileNotFoundError:  # a newer one was made meanwhile
                 continue
-            except (ValueError, TypeError) as error:
-                raise LimbeckError(
-                    f"{self.url}/{NAME}{numbers[-1]:08d} is damaged ({error}); remove it if no other process writes there"
-                ) from None
-        raise LimbeckError(f"{self.url}: processes take it from each other; let one go on")
+            except (ValueError, TypeError):  # on a disk it may be half written
+                time.sleep(0.05)
+        raise LimbeckError(f"{self.url}/{NAME}* cannot be read; let one process go on, or remove it where none is left")
 
     def _numbers(self) -> list[int]:
         self.fs.invalidate_cache()

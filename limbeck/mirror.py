@@ -91,15 +91,8 @@ class Mirror:
         return set(file.read_text().splitlines()) if file.exists() else set()
 
     def _here(self) -> dict[str, Stat]:
-        """Our files as they are, without what is hidden."""
-        found = dict[str, Stat]()
-        for at, folders, files in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                path = Path(at) / name
-                if not name.startswith(".") and not name.endswith(BESIDE) and (stat := _stat(path)):
-                    found[path.relative_to(self.root).as_posix()] = stat
-        return found
+        """Our files as they are."""
+        return _files(self.root)
 
     def _there(self) -> dict[str, str]:
         """The store's objects, and what it calls the content of each."""
@@ -199,7 +192,9 @@ class Mirror:
         return all(done)
 
     def _put_folder(self, folder: str, here: dict[str, Stat], known: Known) -> bool:
-        """A folder, whole or not at all; its absence too."""
+        """A folder, whole or not at all; its absence too. Whether it was still as it had been when we looked."""
+        if self._below(folder) != here:
+            return False
         mark = f"{folder}/{MARK}"
         self._write(mark, b"")
         known.setdefault(mark, [None])
@@ -209,8 +204,13 @@ class Mirror:
             self._remove(name, known)
         if not all(self._put(name, stat, known) for name, stat in here.items() if known.get(name, [None])[1:] != stat):
             return False
+        if self._below(folder) != here:
+            return False
         self._remove(mark, known)
         return True
+
+    def _below(self, folder: str) -> dict[str, Stat]:
+        return {f"{folder}/{name}": stat for name, stat in _files(self.root / folder).items()}
 
     def _listed(self, folder: str) -> Iterable[str]:
         self.fs.invalidate_cache()
@@ -267,6 +267,18 @@ class Mirror:
                 self._keep({name: found for name, found in known.items() if name not in missing})
                 raise OSError(f"{len(missing)} of what was sent is not there, such as {missing[0]}")
             self._keep({name: [there[name], *found[1:]] for name, found in known.items()})
+
+
+def _files(root: Path) -> dict[str, Stat]:
+    """The files below a folder, without what is hidden."""
+    found = dict[str, Stat]()
+    for at, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(at) / name
+            if not name.startswith(".") and not name.endswith(BESIDE) and (stat := _stat(path)):
+                found[path.relative_to(root).as_posix()] = stat
+    return found
 
 
 def _content(info: dict[str, Any]) -> str:

@@ -206,17 +206,13 @@ class Kept:
                 self._held.close()
 
     def _finish(self, pauses: tuple[float, ...]) -> None:
-        """Send the rest, and give the lease back unless another process of this machine goes on."""
+        """Send the rest, and give the lease back."""
 
         def work() -> None:
             while not self.mirror.send():
                 pass
             self.mirror.settle()
-            try:
-                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            self.mirror.leases.give_back()
+            self._give_back(self._held)
 
         try:
             persistently(self.url, work, pauses)
@@ -273,8 +269,29 @@ class Kept:
         elif self.writers:
             self._wake.set()
         else:
-            with self.writing():
+            self._send_at_once()
+
+    def _send_at_once(self) -> None:
+        """Send what was written although nobody had the folder; what others did since we looked is fetched after it."""
+
+        def work() -> None:
+            ours = self.mirror.leases.take()
+            while not self.mirror.send():
                 pass
+            self.mirror.settle() if ours else self.mirror.fill()
+            self._give_back(held)
+
+        with self._lock, (self.mirror.home / ".held").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
+            persistently(self.url, work)
+
+    def _give_back(self, held: Any) -> None:
+        """Let other machines have the folder, unless another process of this one goes on."""
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        self.mirror.leases.give_back()
 
 
 def _of(path: Path) -> Kept | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,6 @@ from fsspec.config import conf, set_conf_env
 from fsspec.implementations.local import LocalFileSystem
 
 from limbeck import storage
-
-CHANGES = ("pipe_file", "put_file", "rm_file")
 
 
 class Faulty(LocalFileSystem):
@@ -33,16 +32,33 @@ class Faulty(LocalFileSystem):
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
-        return LocalFileSystem._strip_protocol(str(path).removeprefix("faulty://"))
+        return LocalFileSystem._strip_protocol("/" + str(path).removeprefix("faulty://").lstrip("/"))
 
     def changed(self, name: str, *given: Any, **more: Any) -> Any:
         Faulty.changes += 1
-        if Faulty.changes == Faulty.moment and not Faulty.after:
+        now = Faulty.changes == Faulty.moment  # another thread may change something meanwhile
+        if now and not Faulty.after:
             os.kill(os.getpid(), signal.SIGKILL)
-        found = getattr(LocalFileSystem, name)(self, *given, **more)
-        if Faulty.changes == Faulty.moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
+        try:
+            return getattr(self, f"_{name}")(*given, **more)
+        finally:
+            if now:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
+        """As stores do it: the old object or the new one, and made once where it is to be."""
+        work = Path(self._strip_protocol(path)).parent / f".{uuid.uuid4().hex}.lease-work"
+        work.write_bytes(data)
+        try:
+            os.link(work, self._strip_protocol(path)) if mode == "create" else os.replace(work, self._strip_protocol(path))
+        finally:
+            work.unlink(missing_ok=True)
+
+    def _put_file(self, here: str, path: str, **more: Any) -> None:
+        self._pipe_file(path, Path(here).read_bytes())
+
+    def _rm_file(self, path: str) -> None:
+        LocalFileSystem.rm_file(self, path)
 
     def asked(self) -> None:
         Faulty.calls += 1
@@ -123,8 +139,8 @@ def led(patch: pytest.MonkeyPatch, port: int) -> None:
 def objects(url: str) -> dict[str, bytes]:
     """What lies in a store's folder, but for leases."""
     fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-    found = {name.removeprefix(path.rstrip("/") + "/"): fs.cat_file(name) for name in fs.find(path)}
-    return {name: data for name, data in found.items() if not name.startswith(".lease-")}
+    names = [name for name in fs.find(path) if ".lease-" not in name]
+    return {name.removeprefix(path.rstrip("/") + "/"): fs.cat_file(name) for name in names}
 
 
 def files(folder: Path) -> dict[str, bytes]:
