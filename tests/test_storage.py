@@ -152,7 +152,10 @@ def never(*given: object) -> None:
 
 def test_a_store_that_is_not_there_is_one_line(made, tmp_path) -> None:
     stores.Faulty.away = True
-    with machine(tmp_path / "one"), pytest.raises(LimbeckError, match=r"faulty://.*/run cannot be used: ConnectionError: the cable is out; see to it"):
+    with (
+        machine(tmp_path / "one"),
+        pytest.raises(LimbeckError, match=r"faulty://.*/run cannot be used: ConnectionError: the cable is out; see to it"),
+    ):
         lb.distill(made, store(tmp_path))
 
 
@@ -190,7 +193,9 @@ def test_one_machine_at_a_time_and_what_a_stalled_one_had_not_sent_is_put_aside(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["write", "append", "folder", "remove", "elsewhere"]), st.integers(0, 2), st.binary(max_size=20)), max_size=12))
+@given(
+    st.lists(st.tuples(st.sampled_from(["write", "append", "folder", "remove", "elsewhere"]), st.integers(0, 2), st.binary(max_size=20)), max_size=12)
+)
 def test_whatever_is_done_here_is_what_is_read_elsewhere(tmp_path_factory, deeds) -> None:
     home, place = tmp_path_factory.mktemp("deeds"), "one"
     url = store(home)
@@ -239,7 +244,9 @@ def test_a_folder_is_there_whole_or_not_at_all(moment, after, tmp_path) -> None:
 
     url = store(tmp_path)
     with machine(tmp_path / "one"):
-        assert forked(lambda: (setattr(stores.Faulty, "changes", 0), setattr(stores.Faulty, "moment", moment), setattr(stores.Faulty, "after", after), work()))
+        assert forked(
+            lambda: (setattr(stores.Faulty, "changes", 0), setattr(stores.Faulty, "moment", moment), setattr(stores.Faulty, "after", after), work())
+        )
     with machine(tmp_path / "two"):
         root = storage.here(url)
         assert files(root) in ({}, {"folder/a": b"old", "folder/b": b"old"}, {"folder/a": b"new", "folder/b": b"new"})

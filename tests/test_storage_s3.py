@@ -12,7 +12,6 @@ from dataclasses import replace
 import fsspec
 import pytest
 import stores
-import toys
 from caches import asking, counted, furnish, same_rows, small_pieces, stored
 from stores import files, machine, objects
 from test_corpus import PROMPTS, order, toy  # noqa: F401
@@ -41,7 +40,7 @@ def bucket():
         yield url
 
 
-def test_a_key_stands_in_no_file(made, bucket, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_key_stands_in_no_file(made, bucket, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecretkey")
     with machine(tmp_path / "one"):
         lb.distill(replace(made, steps=1, evaluations=[], evaluate_every=None, save_every=None), f"{bucket}/secret")
@@ -49,13 +48,16 @@ def test_a_key_stands_in_no_file(made, bucket, tmp_path, monkeypatch) -> None:  
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"verysecretkey" in path.read_bytes()]
 
 
-def test_a_bucket_that_is_not_there_is_one_line(made, bucket, tmp_path) -> None:  # noqa: F811
-    with machine(tmp_path / "one"), pytest.raises(LimbeckError, match=r"^s3://nobodys/run cannot be used: FileNotFoundError: .*bucket does not exist"):
+def test_a_bucket_that_is_not_there_is_one_line(made, bucket, tmp_path) -> None:
+    with (
+        machine(tmp_path / "one"),
+        pytest.raises(LimbeckError, match=r"^s3://nobodys/run cannot be used: FileNotFoundError: .*bucket does not exist"),
+    ):
         lb.distill(made, "s3://nobodys/run")
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["the same machine", "another machine"])
-def test_a_command_that_is_killed_goes_on(other, made, bucket, whole, tmp_path) -> None:  # noqa: F811
+def test_a_command_that_is_killed_goes_on(other, made, bucket, whole, tmp_path) -> None:
     """kill -9 of a real process, whose steps are slow, after its first checkpoint has been sent."""
     url = f"{bucket}/killed-{other}"
     (tmp_path / "recipe.yaml").write_text(made.yaml)
@@ -77,7 +79,7 @@ def test_a_command_that_is_killed_goes_on(other, made, bucket, whole, tmp_path) 
         assert settled(files(storage.here(url))) == whole
 
 
-def test_the_connection_is_cut_in_the_middle_and_nothing_is_lost(made, whole, tmp_path, monkeypatch, capfd) -> None:  # noqa: F811
+def test_the_connection_is_cut_in_the_middle_and_nothing_is_lost(made, whole, tmp_path, monkeypatch, capfd) -> None:
     """The server stops after the first step, and is there again at the end."""
     from moto.server import ThreadedMotoServer
 
@@ -116,7 +118,7 @@ def test_the_connection_is_cut_in_the_middle_and_nothing_is_lost(made, whole, tm
     assert "s3://cut/run does not answer (EndpointConnectionError: Could not connect" in capfd.readouterr().err
 
 
-def test_a_corpus_is_gone_on_with_elsewhere_and_no_answer_is_asked_twice(toy, bucket, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_corpus_is_gone_on_with_elsewhere_and_no_answer_is_asked_twice(toy, bucket, tmp_path, monkeypatch) -> None:
     url = f"{bucket}/corpus"
     write_corpus(order(toy), tmp_path / "whole")
     with machine(tmp_path / "one"):
@@ -136,10 +138,11 @@ def test_a_corpus_is_gone_on_with_elsewhere_and_no_answer_is_asked_twice(toy, bu
         assert len(lines) == len((tmp_path / "whole" / "corpus.jsonl").read_text().splitlines())
 
 
-def killed_at_record(toy, url: str, answers: int) -> None:  # noqa: F811
+def killed_at_record(toy, url: str, answers: int) -> None:
     """A process of its own that dies when so many answers are in its ledger."""
     code = (
-        "import os, signal, limbeck as lb; from limbeck.corpus import Order, write_corpus; from limbeck.data import Data; from limbeck.ledger import Ledger\n"
+        "import os, signal, limbeck as lb; from limbeck.corpus import Order, write_corpus\n"
+        "from limbeck.data import Data; from limbeck.ledger import Ledger\n"
         "real = Ledger.record\n"
         f"def record(self, *given):\n    real(self, *given)\n    len(self) < {answers} or os.kill(os.getpid(), signal.SIGKILL)\n"
         "Ledger.record = record\n"
@@ -151,7 +154,7 @@ def killed_at_record(toy, url: str, answers: int) -> None:  # noqa: F811
 
 
 def test_a_cache_is_filled_gone_on_with_elsewhere_and_learnt_from(bucket, tmp_path, monkeypatch) -> None:
-    toy, url = furnish(tmp_path / "toys"), f"{bucket}/scores"  # noqa: F811
+    toy, url = furnish(tmp_path / "toys"), f"{bucket}/scores"
     with small_pieces():
         annotate(asking(toy), tmp_path / "whole")
         with machine(tmp_path / "one"), monkeypatch.context() as patch:
@@ -178,7 +181,9 @@ def test_a_cache_is_filled_gone_on_with_elsewhere_and_learnt_from(bucket, tmp_pa
     with machine(tmp_path / "three"):
         fs = fsspec.filesystem("s3")
         fs.put(toy["student"], "bucket/student", recursive=True)  # a folder that none of ours wrote
-        recipe = lb.Recipe(lb.Student(f"{bucket}/student", dtype="float32"), lb.Corpus(toy["data"], 2), lb.Cached(url), lb.Objective([lb.ForwardKL()]), steps=2)
+        recipe = lb.Recipe(
+            lb.Student(f"{bucket}/student", dtype="float32"), lb.Corpus(toy["data"], 2), lb.Cached(url), lb.Objective([lb.ForwardKL()]), steps=2
+        )
         lb.distill(recipe, f"{bucket}/learnt")
         said = objects(f"{bucket}/learnt")
         assert b"model: s3://bucket/student" in said["recipe.yaml"] and b"folder: s3://bucket/scores" in said["recipe.yaml"]
@@ -186,7 +191,7 @@ def test_a_cache_is_filled_gone_on_with_elsewhere_and_learnt_from(bucket, tmp_pa
         assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == said["metrics.jsonl"]
 
 
-def test_the_command_line_takes_urls_and_names_them(made, bucket, tmp_path) -> None:  # noqa: F811
+def test_the_command_line_takes_urls_and_names_them(made, bucket, tmp_path) -> None:
     (tmp_path / "recipe.yaml").write_text(replace(made, steps=1, evaluations=[], evaluate_every=None, save_every=None).yaml)
 
     def said(*command: str) -> subprocess.CompletedProcess[str]:
