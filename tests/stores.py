@@ -1,5 +1,6 @@
 """Stores: an S3-compatible server on loopback, and a disk that fails when it is told to."""
 
+import copy
 import json
 import os
 import signal
@@ -114,7 +115,7 @@ def s3(port: int = 0) -> Iterator[str]:
     """moto's server; the environment leads s3fs to it. Yields the URL of a bucket."""
     from moto.server import ThreadedMotoServer
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, configured():
         for name, value in {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}.items():
             patch.setenv(name, value)
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
@@ -126,7 +127,17 @@ def s3(port: int = 0) -> Iterator[str]:
             yield "s3://bucket"
         finally:
             server.stop()
-            conf.pop("s3", None)
+
+
+@contextmanager
+def configured() -> Iterator[None]:
+    """What fsspec was told before is what it is told after."""
+    before = copy.deepcopy(conf)
+    try:
+        yield
+    finally:
+        conf.clear()
+        conf.update(before)
 
 
 def led(patch: pytest.MonkeyPatch, port: int) -> None:

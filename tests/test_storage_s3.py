@@ -34,6 +34,12 @@ def short_leases(monkeypatch) -> None:
     monkeypatch.setenv("LIMBECK_LEASE_SECONDS", LEASE)
 
 
+@pytest.fixture(autouse=True)
+def configured():
+    with stores.configured():
+        yield
+
+
 @pytest.fixture(scope="module")
 def bucket():
     with stores.s3() as url:
@@ -114,7 +120,6 @@ def test_the_connection_is_cut_in_the_middle_and_nothing_is_lost(made, whole, tm
             assert settled(objects("s3://cut/run")) == whole
     finally:
         server[-1].stop()
-        stores.conf.pop("s3", None)
     assert "s3://cut/run does not answer (EndpointConnectionError: Could not connect" in capfd.readouterr().err
 
 
