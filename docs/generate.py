@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import measured  # noqa: E402
 import measured_arithmetic  # noqa: E402
 import measured_condense  # noqa: E402
+import measured_engines  # noqa: E402
 import measured_exercises  # noqa: E402
 import measured_gaps  # noqa: E402
 import measured_layers  # noqa: E402
@@ -284,6 +285,7 @@ def block(name: str) -> str:
         **measured_gaps.TABLES,
         **measured_layers.TABLES,
         **measured_exercises.TABLES,
+        "vllm_writer": measured_engines.vllm_writer, "vllm_speed": measured_engines.vllm_speed,
     }  # fmt: skip
     if what == "help" and which in commands():
         return help_of(which)

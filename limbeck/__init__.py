@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.divergence import TotalVariation as TotalVariation
     from limbeck.drafts import generate as generate
     from limbeck.endpoint import Endpoint as Endpoint
+    from limbeck.engines import VLLM as VLLM
     from limbeck.errors import LimbeckError as LimbeckError
     from limbeck.evaluate import Accuracy as Accuracy
     from limbeck.evaluate import Likelihood as Likelihood
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from limbeck.methods import skd as skd
     from limbeck.methods import tinybert as tinybert
     from limbeck.methods import uld as uld
+    from limbeck.mixture import Mixture as Mixture
     from limbeck.networks import MLP as MLP
     from limbeck.networks import ConvNet as ConvNet
     from limbeck.networks import CustomNetwork as CustomNetwork
@@ -89,7 +91,6 @@ if TYPE_CHECKING:
     from limbeck.teacher_samples import TeacherSamples as TeacherSamples
     from limbeck.teachers import Cached as Cached
     from limbeck.teachers import Local as Local
-    from limbeck.teachers import Mixture as Mixture
     from limbeck.teachers import Silent as Silent
     from limbeck.teachers import Teacher as Teacher
     from limbeck.train import distill as distill
@@ -114,6 +115,7 @@ _WHERE = {
     "divergence": "AlphaDivergence Divergence ForwardKL JSD Jeffreys ReverseKL SkewKL SkewReverseKL TotalVariation",
     "drafts": "generate",
     "endpoint": "Endpoint",
+    "engines": "VLLM",
     "errors": "LimbeckError",
     "evaluate": "Accuracy Likelihood Verified",
     "examples": "read_examples write_examples",
@@ -141,7 +143,8 @@ _WHERE = {
     "student": "Student",
     "targets": "Targets",
     "teacher_samples": "TeacherSamples",
-    "teachers": "Cached Local Mixture Silent Teacher",
+    "mixture": "Mixture",
+    "teachers": "Cached Local Silent Teacher",
     "train": "distill",
     "verifiers": "Exact JsonSchema MultipleChoice Number Regex UnitTests",
 }

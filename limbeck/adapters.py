@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.config import Part, part
+from limbeck.distributed import is_sharded
 from limbeck.errors import ModelError, RecipeError
+from limbeck.lazy import torch
 
 
 @part
@@ -26,7 +28,7 @@ class LoRA(Part):
 
 
 def add_lora(module: Any, lora: LoRA, quantized: bool) -> Any:
-    """Freeze a model and put adapters on it."""
+    """Freeze a model and put adapters on it; they begin alike in every run and on every rank."""
     import peft
 
     if quantized:
@@ -35,18 +37,24 @@ def add_lora(module: Any, lora: LoRA, quantized: bool) -> Any:
         settings = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM", **lora.options
         )
-        return peft.get_peft_model(module, settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return peft.get_peft_model(module, settings)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200].removesuffix(".")
         raise ModelError(f"cannot put adapters on the student: {reason}; change lora.targets or lora.options") from None
 
 
 def save_folded(module: Any, folder: Path) -> None:
-    """Save an adapted model as a plain one, its adapters folded into the weights; the live model stays as it is."""
+    """Save an adapted model as a plain one, its adapters folded into the weights; the live model stays as it is.
+
+    All weights must be here; of a model that ranks share, `state_dict` would put the shares back in their place.
+    """
     module.merge_adapter()
     try:
         causal = module.get_base_model()
-        state = {_plain_name(name): weight for name, weight in causal.state_dict().items() if "lora_" not in name}
+        named = causal.named_parameters() if is_sharded() else causal.state_dict().items()
+        state = {_plain_name(name): weight.detach() for name, weight in named if "lora_" not in name}
         causal.save_pretrained(folder, state_dict=state)
     finally:
         module.unmerge_adapter()

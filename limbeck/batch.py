@@ -58,7 +58,7 @@ class Batch:
     writers_N: uint8, see WRITERS. logp_N: float32, nats, the log-probability of each token under the model that wrote
     it, before temperature and top-p; NaN where unknown. credit_B: float32, reward less its baseline, put there by the
     source before any cut. columns_B: what else the rows of the data said. left_out: rows that the source drew and could not use.
-    earned: the sum of the rewards of all answers, and how many there were, before any was dropped.
+    figures: of the draw, for the records: a sum and a count by name, such as the rewards of all answers before any was dropped.
     """
 
     tokens_T: Tensor
@@ -70,7 +70,7 @@ class Batch:
     credit_B: Tensor | None = None
     said: Targets | None = None
     left_out: int = 0
-    earned: tuple[float, int] = (0.0, 0)
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @staticmethod
     def of(texts: Sequence[Text], writer: str) -> "Batch":

@@ -298,10 +298,14 @@ def main() -> None:
 
         if rank() == 0:
             print(named(f"limbeck: {error}"), file=sys.stderr)
-        leave(128 + error.number)
-        sys.exit(128 + error.number)
+        leave(error.code)
+        sys.exit(error.code)
     except LimbeckError as error:
-        print(named(f"limbeck: {error}"), file=sys.stderr)
+        from limbeck.distributed import break_off, speaks
+
+        if speaks():
+            print(named(f"limbeck: {error}"), file=sys.stderr)
+        break_off(2)
         sys.exit(2)
     except KeyboardInterrupt:
         print("limbeck: stopped at once; what was saved before is there", file=sys.stderr)

@@ -121,7 +121,7 @@ class _Work:
             tensors, state = checkpoint.restore(checkpoint.place(self._checkpoints, places[-1]))
             if state["data"] != live.fingerprint:
                 raise CheckpointError(f"{self.asked.data.path} has changed since {self.out} was begun; give another --out, or put it back")
-            live.restore(tensors)
+            live.restore(tensors.whole())
             self.done, self.figures = state["step"], state["figures"]
         self.live = live
         log = self.out / "metrics.jsonl"

@@ -134,7 +134,7 @@ class Curriculum(Source):
         for category in self._line.categories:
             self.inner.follow(_Only(self._line, category))
             batch = self.inner.draw(step, student)
-            nats = [student.measure(part, self._gauge.about(part), objective)["ForwardKL"] for part in distributed.evenly(batch.split(PASS))]
+            nats = [student.measure(part, self._gauge.about(part), objective)["ForwardKL"] for part in distributed.evenly(batch.split(PASS), batch)]
             total, count = distributed.sum_over_ranks([sum(float(each_N.double().sum()) for each_N in nats), sum(map(len, nats))])
             found[category] = total / count if count else 0.0
         self.inner.follow(self._line)
@@ -274,7 +274,7 @@ def _mean_entropies(teacher: Teacher, rows: list[list[Text]], progress: Progress
     numbers = np.array([n for n, texts in enumerate(rows) for _ in texts])
     whole = Batch.of([text for texts in rows for text in texts], "corpus")
     cuts = whole.cuts(PASS) if len(whole) else []
-    parts = distributed.evenly([whole.select(cut) for cut in cuts])
+    parts = distributed.evenly([whole.select(cut) for cut in cuts], whole)
     for place, (some, said) in enumerate(zip(parts, teacher.score(parts), strict=True)):
         if place >= len(cuts):
             continue  # another rank has more

@@ -13,6 +13,7 @@ import numpy as np
 
 from limbeck.config import Part, part
 from limbeck.errors import RecipeError
+from limbeck.interrupt import in_force
 from limbeck.lazy import Tensor, torch
 from limbeck.targets import Logits
 
@@ -331,6 +332,7 @@ class _Desk:
         ended = list[Row]()
         with torch.no_grad(), self.model.arithmetic():
             while not ended:
+                in_force().hurry()
                 self._part()
                 writing = [row for row in self.rows if row.going]
                 self.told(self.decoder.write_on(self.state, self.rows))

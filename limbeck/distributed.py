@@ -5,13 +5,16 @@
 """
 
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from limbeck.batch import Batch
 from limbeck.errors import LimbeckError
+from limbeck.interrupt import Interrupted, in_force
 from limbeck.lazy import Tensor, torch
 
 T = TypeVar("T")
@@ -25,20 +28,61 @@ def start() -> None:
 
     if os.environ.get("FSDP_VERSION", "2") != "2":
         raise LimbeckError("FSDP 1 was asked for, and only FSDP 2 is known; give accelerate launch --fsdp_version 2")
-    PartialState()
+    try:
+        PartialState()
+    except torch.distributed.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error):
+            raise LimbeckError(f"the processes cannot meet at {place}, which is in use; set another MASTER_PORT") from None
+        raise LimbeckError(f"the processes cannot meet at {place} ({_first_line(error)}); see to MASTER_ADDR and MASTER_PORT") from None
 
 
 def leave(code: int = 0) -> None:
-    """Part from the other ranks, at the end of all, and end the process; alone, do nothing.
+    """Part from the other ranks, at the end of all, and end the process; alone, do nothing."""
+    if _is_started():
+        try:
+            wait()  # nobody goes while another needs them; the group is not taken down, which aborts the process now and then
+        except RuntimeError as error:  # whoever is gone already needs nobody
+            if not is_lost(error):
+                raise
+    break_off(code)
 
-    At once: threads of gloo's that outlive the group abort the interpreter's own end now and then, when all is done.
+
+def break_off(code: int) -> None:
+    """End the process without a word to the other ranks, who will see it; alone, do nothing.
+
+    At once: threads of gloo's abort the interpreter's own end now and then, when all is done. Only the first, who without torchrun keeps
+    the place where the others ask whether they are to speak, waits a moment after a failure.
     """
     if _is_started():
-        wait()  # nobody goes while another needs them
-        torch.distributed.destroy_process_group()
+        if code == 2 and not rank() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def speaks() -> bool:
+    """Whether it is for this rank to say what ends the job: for the first that asks, since the others fail by it."""
+    if not _is_started():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add("limbeck/said", 1) == 1
+    except RuntimeError:  # where the ranks met there is nobody any more
+        return True
+
+
+LOST = r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|heartbeat|remote process (has )?(exited|terminated)|unhandled system error"
+"""How gloo and NCCL say that a rank does not answer."""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone."""
+    return ranks() > 1 and isinstance(error, RuntimeError) and re.search(LOST, str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def _is_started() -> bool:
@@ -80,32 +124,63 @@ def gathered(value: T) -> list[T]:
     return found
 
 
+def agree() -> None:
+    """Stop here, on all ranks, if any of them was asked to. Alone, the signal itself has seen to it."""
+    if ranks() == 1:
+        return
+    from limbeck.machine import device
+
+    asked = torch.tensor(in_force().asked or 0, device=device())
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+    if asked:
+        raise Interrupted(int(asked))
+
+
+def ended_together(lend: Callable[[Callable[[Any], Any]], Any], work: Callable[[Any], T]) -> T:
+    """Lend a model for work that each rank does by itself, as writing is; one that is asked to stop does so, and then all do."""
+    if ranks() == 1:
+        return lend(work)
+
+    def attempt(model: Any) -> T | None:
+        try:
+            return work(model)
+        except Interrupted:  # told to the others below
+            return None
+
+    found = lend(attempt)
+    agree()
+    return cast(T, found)
+
+
 def wait() -> None:
     """Go on when all ranks are here."""
     gathered(None)
 
 
-def evenly(parts: list[Batch]) -> list[Batch]:
-    """As many parts on every rank, empty ones too: the ranks meet in every pass."""
+def evenly(parts: list[Batch], batch: Batch) -> list[Batch]:
+    """As many parts of the batch on every rank, empty ones too: the ranks meet in every pass. What was said already is said of none, too."""
     most = max(gathered(len(parts)))
-    return parts + [Batch.of([], "corpus")] * (most - len(parts))
+    return parts + [batch.select([])] * (most - len(parts))
 
 
 class Passes:
-    """A model's passes, each made as one forward of a module, so that whoever copies or shards it has it whole when it is needed."""
+    """A model's passes, each made as one forward of a module, so that whoever copies or shards it has it whole when it is needed.
 
-    def __init__(self, model: Any, learns: bool) -> None:
+    whole: on every rank even where shares are asked for: weights of 4 or 8 bits, and those that lie elsewhere, cannot be cut.
+    """
+
+    def __init__(self, model: Any, learns: bool, whole: bool = False) -> None:
         self._module: Any = _wrapped(model)
         self._copies: Any = None
-        self._learns = learns
-        if is_sharded():
+        self._learns, self._shares = learns, is_sharded() and not whole
+        if self._shares:
             _shard(self._module, model.causal)
         elif ranks() > 1 and learns:
             self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
 
     def join(self, other: Any) -> None:
         """Have another module learn with the model, before the first pass: in its copies, or sharded, each of its linear maps by itself."""
-        if is_sharded():
+        if self._shares:
             from torch.distributed.fsdp import fully_shard
 
             for each in [each for each in other.modules() if isinstance(each, torch.nn.Linear)]:
@@ -118,7 +193,7 @@ class Passes:
     def run(self, work: Callable[[Any], T]) -> T:
         """Do something with the model."""
         found = self._module(work)
-        if is_sharded() and self._learns:  # the group of embedding and head stays whole without a backward pass, and would miss the next step
+        if self._shares and self._learns:  # the group of embedding and head stays whole without a backward pass, and would miss the next step
             self._module.reshard()
         return found
 
@@ -141,7 +216,7 @@ class Passes:
 
     @contextmanager
     def _whole(self) -> Generator[None]:
-        if not is_sharded():
+        if not self._shares:
             yield
             return
         shards = [each for each in self._module.modules() if hasattr(each, "unshard")]
@@ -189,10 +264,8 @@ def whole_tensor(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_share(tensor) else tensor
 
 
-def share_like(whole: Tensor, like: Any) -> Tensor:
-    """This rank's share of a tensor that it has whole, laid out as `like` is."""
-    if not is_share(like) or whole.shape != like.shape:
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def room_like(known: Tensor, like: Any) -> Tensor:
+    """Room for a tensor of this shape and dtype, laid out as `like` is where that has its shape."""
+    if like is not None and known.shape == like.shape:
+        return torch.empty_like(like, dtype=known.dtype, requires_grad=False)
+    return torch.empty(known.shape, dtype=known.dtype, device="cpu" if not known.ndim or like is None else like.device)

@@ -12,7 +12,7 @@ from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.config import live, part
 from limbeck.decoding import Sampling
-from limbeck.errors import EndpointError, ModelError, RecipeError, did_you_mean
+from limbeck.errors import EndpointError, ModelError, RecipeError
 from limbeck.lazy import Tensor, torch
 from limbeck.licences import Licence, of_endpoint
 from limbeck.machine import Opening
@@ -30,8 +30,9 @@ ROUNDING_NATS = 1e-3
 class Endpoint(Teacher):
     """A model behind an OpenAI-compatible server. Any can write; to score, it must say `prompt_logprobs` of token ids, as vLLM's does.
 
-    base_url: up to /v1. top: of so many outcomes of each token the probability is asked, beside the token's own; vLLM allows
-    20 unless started with --max-logprobs; 0 asks of the token alone. tokenizer: hub name or folder of the model's, where
+    base_url: up to /v1; or several of the same model, between which calls are balanced, and one that dies is left out. top: of so many
+    outcomes of each token the probability is asked, beside the token's own; vLLM allows 20 unless started with
+    --max-logprobs; 0 asks of the token alone. tokenizer: hub name or folder of the model's, where
     `model`, its name on the server, is none. key_env: the environment variable that holds the key. concurrency: calls at
     once. seconds: for one call. usd_in, usd_out: US dollars for a million tokens read and written. parameters: how many the
     model has, for FLOPs, where it has a size and no price.
@@ -40,7 +41,7 @@ class Endpoint(Teacher):
     are within ROUNDING_NATS of the truth. A head's padding beyond the vocabulary counts as tail, where `Local` cuts it away.
     """
 
-    base_url: str
+    base_url: str | list[str]
     model: str
     top: int = 20
     tokenizer: str | None = None
@@ -56,6 +57,8 @@ class Endpoint(Teacher):
     _longest: Any = live()
 
     def __post_init__(self) -> None:
+        if not self.base_url:
+            raise RecipeError("Endpoint.base_url is a URL up to /v1, or a list of them; found none")
         if self.top < 0 or self.concurrency < 1:
             raise RecipeError(f"Endpoint needs top >= 0 and concurrency >= 1, found {self.top} and {self.concurrency}")
         if not 0 < self.seconds < math.inf:
@@ -63,6 +66,11 @@ class Endpoint(Teacher):
         if not 0 <= min(self.usd_in, self.usd_out, self.parameters) <= max(self.usd_in, self.usd_out, self.parameters) < math.inf:
             found = f"{self.usd_in}, {self.usd_out} and {self.parameters}"
             raise RecipeError(f"Endpoint's usd_in, usd_out and parameters must be at least 0 and finite, found {found}")
+
+    @property
+    def where(self) -> str:
+        """The server, or several, in words."""
+        return self.base_url if isinstance(self.base_url, str) else " and ".join(self.base_url)
 
     @property
     def name(self) -> str:
@@ -88,7 +96,7 @@ class Endpoint(Teacher):
     def described(self) -> str:
         """Which model, where, and what it is asked for."""
         asked = f"the {self.top} likeliest outcomes" if self.top else "the tokens alone"
-        return f"{self.model} at {self.base_url}, {asked}"
+        return f"{self.model} at {self.where}, {asked}"
 
     @property
     def identity(self) -> Any:
@@ -98,7 +106,8 @@ class Endpoint(Teacher):
     @property
     def licences(self) -> list[Licence]:
         """The provider's terms, and the model's own where it is served by others."""
-        return of_endpoint(self.base_url, self.tokenizer or self.model)
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        return list(dict.fromkeys(each for url in urls for each in of_endpoint(url, self.tokenizer or self.model)))
 
     def load(self, student: Student | None) -> Self:
         """Find the server; for a student, see that it can score and means the same by a token. A writer alone needs no student.
@@ -108,7 +117,7 @@ class Endpoint(Teacher):
         made = self.fresh()
         made._server = Server(self.base_url, self.model, key_env=self.key_env, concurrency=self.concurrency,
                               seconds=self.seconds, usd_in=self.usd_in, usd_out=self.usd_out, parameters=self.parameters)  # fmt: skip
-        made._longest = made._longest_sequence()
+        made._longest = made._server.see_served()
         if student is not None:
             made._vocabulary = made._own_vocabulary()
             student.share_vocabulary(made._vocabulary)
@@ -150,7 +159,7 @@ class Endpoint(Teacher):
         if not scored:
             return Nothing()
         ids_NK, log_p_NK = (torch.cat([getattr(each, name) for each in scored]) for name in ("ids_NK", "log_p_NK"))
-        fingerprint = f"{self.model} at {self.base_url}"
+        fingerprint = f"{self.model} at {self.where}"
         if not self.top:
             return TokenLogp(log_p_NK[:, 0].float().to(device()), fingerprint)
         log_tail_N = log_rest(log_p_NK)
@@ -194,14 +203,7 @@ class Endpoint(Teacher):
         return [first, *((number, log_p) for number, log_p in found.items() if number < self._vocabulary.size)]
 
     def _fault(self, what: str) -> EndpointError:
-        return EndpointError(f"{self.base_url} ({self.model}) {what}")
-
-    def _longest_sequence(self) -> int | None:
-        """Tokens that fit into the server's context, where it says so. Raises EndpointError where it has no such model."""
-        served = {str(each.get("id")): each for each in self._server.get("models").get("data", [])}
-        if self.model not in served:
-            raise EndpointError(f'{self.base_url} does not serve "{self.model}"{did_you_mean(self.model, served)}')
-        return served[self.model].get("max_model_len")
+        return EndpointError(f"{self.where} ({self.model}) {what}")
 
     def _own_vocabulary(self) -> Vocabulary:
         """That of the model on the server, from its tokenizer's files."""
@@ -213,7 +215,7 @@ class Endpoint(Teacher):
             if self.tokenizer:
                 raise
             raise RecipeError(
-                f'"{self.model}" at {self.base_url} is scored by token ids, and its tokenizer is not known by that name ({error}); '
+                f'"{self.model}" at {self.where} is scored by token ids, and its tokenizer is not known by that name ({error}); '
                 "say where it lies: Endpoint(tokenizer=FOLDER or hub name)"
             ) from None
         if self.top + 1 >= vocabulary.size:
@@ -226,7 +228,7 @@ class Endpoint(Teacher):
         theirs = [int(next(iter(entry))) for entry in entries[1:] if entry]  # of the first token nothing is said
         if theirs != mine[1:]:
             raise RecipeError(
-                f"{self.tokenizer or self.model} is not the tokenizer of {self.model} at {self.base_url}: they cut a text into "
+                f"{self.tokenizer or self.model} is not the tokenizer of {self.model} at {self.where}: they cut a text into "
                 f"{len(mine)} and {len(entries)} tokens, or other ones; name the right one: Endpoint(tokenizer=...)"
             )
 

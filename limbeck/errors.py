@@ -3,6 +3,7 @@
 Our own mistakes are `assert`s. The command line shows a `LimbeckError` in one line, without a traceback.
 """
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Self
@@ -64,6 +65,11 @@ class Stopped(LimbeckError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+    @property
+    def code(self) -> int:
+        """With which the command ends: after SIGTERM 75 (sysexits' EX_TEMPFAIL), by which a scheduler knows to start it again."""
+        return 75 if self.number == signal.SIGTERM else 128 + self.number
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from limbeck.errors import ModelError
 from limbeck.features import HiddenStates, LayerTerm, pairs
 from limbeck.insides import ROWS
 from limbeck.machine import Precision
+from limbeck.offload import resident
 from limbeck.places import NOT_HERE
 from limbeck.prefetch import Prefetch
 from limbeck.recipe import Recipe
@@ -251,13 +252,14 @@ def memory_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy | None, load
     numbers = width_of(recipe.student.dtype)
     moving = moving_parameters(student, recipe.student)
     moments = 2 if recipe.student.optimizer.eight_bit else 8
-    found = {"student": _frozen_bytes(student, recipe.student.quantization, 4), "gradients": 4 * moving, "moments": moments * moving}
+    found = {"student": frozen_bytes(student, recipe.student.quantization, 4), "gradients": 4 * moving, "moments": moments * moving}
     if recipe.student.lora:
         found["student"] += 4 * moving
     if numbers < 4 and not recipe.student.quantization:
         found["student"] += numbers * student.parameters_total
     if teacher is not None:
-        found["teacher"] = _frozen_bytes(teacher, getattr(recipe.teacher, "quantization", None), width_of(getattr(recipe.teacher, "dtype", "auto")))
+        quantization, offload = (getattr(recipe.teacher, name, None) for name in ("quantization", "offload"))
+        found["teacher"] = frozen_bytes(teacher, quantization, width_of(getattr(recipe.teacher, "dtype", "auto")), offload)
     learning = _learning_bytes(recipe, student, load, numbers)
     learning += _inside_bytes(recipe, student, teacher or student, load, (numbers, width_of(getattr(recipe.teacher, "dtype", "auto"))))
     writing = max((_writing_bytes(source, student, load, numbers) for source in written_by_student(recipe.source)), default=0)
@@ -315,10 +317,10 @@ def written_by_student(source: Source) -> list[OnPolicy]:
     return [source] if isinstance(source, OnPolicy) else [found for each in inner for found in written_by_student(each)]
 
 
-def _frozen_bytes(model: Anatomy, quantization: str | None, width: int) -> int:
-    """Weights as they are held: 4 bits cost 0.53 bytes each with their scales; embeddings and norms stay whole."""
-    packed = {"4bit": 0.53, "8bit": 1.01}.get(quantization or "", float(width))
-    return int(sum(prod(shape) * (packed if is_linear(name, shape) else width) for name, shape in model.shapes.items()))
+def frozen_bytes(model: Anatomy, quantization: str | None, width: int, offload: str | None = None) -> int:
+    """Weights as they are held: 4 bits cost 0.53 bytes each with their scales; embeddings and norms stay whole. offload: one layer at a time."""
+    packed, held = {"4bit": 0.53, "8bit": 1.01}.get(quantization or "", width), resident(model.shapes) if offload else model.shapes
+    return int(sum(prod(shape) * (packed if is_linear(name, shape) else width) for name, shape in held.items()))
 
 
 def is_linear(name: str, shape: Iterable[int]) -> bool:
@@ -390,10 +392,8 @@ def size_gap(student: Anatomy, teacher: Anatomy) -> tuple[str, bool]:
     small, large = student.parameters_total, teacher.parameters_total
     times = large / small
     if times > TOO_FAR:
-        return (
-            f"{short(small)} cannot absorb {short(large)} in one step: stage it through an assistant of about {short((small * large) ** 0.5)}",
-            True,
-        )
+        between = short((small * large) ** 0.5)
+        return f"{short(small)} cannot absorb {short(large)} in one step: stage it through an assistant of about {between}", True
     if times > FAR:
         return f"{short(small)} has little room for {short(large)}, {times:.0f} times its size", True
     return f"the teacher is {times:.2g} times the student", False

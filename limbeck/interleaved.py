@@ -83,7 +83,7 @@ class Interleaved(RowSource):
         written, head = student.lend(lambda pen: self._by.lend(lambda verifier: self._write(prompts, step, numbers, verifier, pen)))
         texts = [Text.answered(ids, each.tokens, other_columns(row), each.logp) for (_, row, ids), each in zip(fitting, written, strict=True)]
         batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
-        return self._scored(batch, written, head) if written else batch
+        return self._scored(batch, written, head)
 
     def _write(self, prompts: list[list[int]], step: int, rows: list[int], verifier: "Model", pen: "Model") -> tuple[list[Written], Head]:
         """Both write; the texts, and the head that its hidden states have yet to meet."""
@@ -92,8 +92,9 @@ class Interleaved(RowSource):
         return written, verifier.head.apart() if is_sharded() else verifier.head
 
     def _scored(self, batch: Batch, written: Sequence[Written], head: Head) -> Batch:
-        """With who wrote each token, and what the verifier said of it on the way."""
+        """With who wrote each token, and what the verifier said of it on the way; of no token too: on all ranks the teacher is asked, or on none."""
         student, teacher = WRITERS.index("student"), WRITERS.index("teacher")
         who = [student if place < each.kept else teacher for one in written for each in one.rounds for place in range(each.took)]
-        hidden_ND = torch.cat([hidden for one in written for hidden in one.hidden])
+        none_0D = head.weight_VD.new_empty(0, head.weight_VD.shape[1])
+        hidden_ND = torch.cat([none_0D, *(hidden for one in written for hidden in one.hidden)])
         return replace(batch, writers_N=torch.tensor(who, dtype=torch.uint8), said=Dense(hidden_ND, head, self._by.model))

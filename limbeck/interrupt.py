@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -15,15 +16,28 @@ class Interrupted(BaseException):
         self.number = number
 
 
+ECHO_SECONDS = 5.0
+"""Signals that come so soon after the first, where there are several processes, are the first one again: a scheduler signals all
+processes of a job, and torchrun, which is one of them, passes on to its own what it hears."""
+
+
 class Interrupts:
     """Turns the two signals into `Interrupted` while the block lasts: at once, or after what is `held`. A second signal does not wait.
 
-    patient: never by itself, since other ranks wait for this one; whoever holds it looks at `asked`.
+    patient: never by itself, since other ranks wait for this one; whoever holds it looks at `asked`, and what is written `hurry`s.
     """
 
-    def __init__(self, patient: bool) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.asked: int | None = None
-        self._held, self._before = int(patient), dict[int, Any]()
+        self._held, self._before = 0, dict[int, Any]()
+        self._patient, self._heard_at = False, 0.0
+        if patient:
+            self.be_patient()
+
+    def be_patient(self) -> None:
+        """From here on other ranks wait for this one."""
+        self._held += not self._patient
+        self._patient = True
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
@@ -39,15 +53,22 @@ class Interrupts:
         _in_force[:] = [each for each in _in_force if each is not self]
 
     def _heard(self, number: int, frame: object) -> None:
+        if self.asked is not None and self._patient and time.monotonic() - self._heard_at < ECHO_SECONDS:
+            return
         if self.asked is not None:
             self.__exit__()
             raise KeyboardInterrupt
-        self.asked = number
+        self.asked, self._heard_at = number, time.monotonic()
         self.check()
 
     def check(self) -> None:
         """Stop here if somebody asked, and nothing is held."""
         if self.asked is not None and not self._held:
+            raise Interrupted(self.asked)
+
+    def hurry(self) -> None:
+        """Stop here even so, in the middle of what no other rank has a part in; the others are to be told at its end."""
+        if self.asked is not None and self._patient:
             raise Interrupted(self.asked)
 
     @contextmanager

@@ -19,6 +19,7 @@ class Opening:
 
     training: in transformers' training mode, dropout set to 0: for what works in no other, such as activation
     checkpoints, and 4-bit weights, which bitsandbytes packs on a CPU for inference alone, losing their gradient.
+    offload: where the layers lie, and come from one by one when they are needed.
     """
 
     dtype: Precision = "auto"
@@ -26,6 +27,7 @@ class Opening:
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
     training: bool = False
+    offload: Literal["cpu", "disk"] | None = None
 
 
 @cache

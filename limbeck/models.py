@@ -23,6 +23,7 @@ from limbeck.insides import CLOSED, Layers
 from limbeck.loss import Outputs
 from limbeck.machine import Opening, Precision, device, hold_memory, precision
 from limbeck.memory import gathered, is_mixable, is_revocable, memory, shorten
+from limbeck.offload import laid_out
 from limbeck.opened import OpenModel
 from limbeck.privacy import expanded
 from limbeck.vocabulary import Vocabulary
@@ -265,16 +266,18 @@ def module_of(name: str, opening: Opening, auto: Any = AutoModelForCausalLM) -> 
     if "gguf_file" in place:
         del options["use_safetensors"]
     try:
+        if opening.offload:
+            options |= laid_out(name, place, auto, opening)
         module, loaded = cast(tuple[Any, dict[str, Any]], auto.from_pretrained(**place, **options))
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         raise ModelError(_reason(name, "model", error)) from None
     _see_weights(name, loaded)
     if "gguf_file" in place:  # its tensors are whole again; left in place, the note forbids saving them
         del module.config.quantization_config
         module.hf_quantizer = None
-    return module if opening.quantization else module.to(device())
+    return module if opening.quantization or "device_map" in options else module.to(device())
 
 
 def _see_weights(name: str, loaded: dict[str, Any]) -> None:

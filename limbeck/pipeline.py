@@ -14,10 +14,11 @@ from limbeck import aligned
 from limbeck.config import Part, build, override, part, plain, settings_of, to_yaml
 from limbeck.errors import LimbeckError, RecipeError, did_you_mean
 from limbeck.licences import Licence, of_model
+from limbeck.mixture import Mixture
 from limbeck.recipe import Recipe
 from limbeck.settings_file import open_settings
 from limbeck.sources import Source
-from limbeck.teachers import Local, Mixture, Teacher
+from limbeck.teachers import Local, Teacher
 
 ITSELF = "@student"
 """What names the student itself, and no stage."""

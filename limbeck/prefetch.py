@@ -134,4 +134,5 @@ def from_plain(kept: dict[str, Any]) -> Batch:
     def tensor(name: str) -> Tensor | None:
         return None if kept[name] is None else torch.tensor(kept[name], dtype=getattr(torch, KINDS[name]))
 
-    return Batch(**{**kept, **{name: tensor(name) for name in KINDS}, "earned": tuple(kept["earned"])})
+    figures = {name: (total, count) for name, (total, count) in kept["figures"].items()}
+    return Batch(**{**kept, **{name: tensor(name) for name in KINDS}, "figures": figures})

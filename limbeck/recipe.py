@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator
 
-from limbeck import across, aligned, average, curriculum, endpoint, features, guidance, hidden, interleaved, judges, teacher_samples  # noqa: F401  # a part is known by name once its file is read
+from limbeck import across, aligned, average, curriculum, endpoint, features, guidance, hidden, interleaved, judges, mixture, teacher_samples  # noqa: F401  # a part is known by name once its file is read
 from limbeck.config import Part, build, build_file, part, plain, to_yaml
 from limbeck.decoding import Sampling
 from limbeck.divergence import Divergence, ForwardKL, SampledReverseKL

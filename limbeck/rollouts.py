@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 from limbeck.batch import Batch, Span, Text
 from limbeck.config import live, part
 from limbeck.data import Data, Pool, Row, asked_of, messages_of, told_columns
-from limbeck.decoding import Sampling
+from limbeck.decoding import Sampling, Written
 from limbeck.distributed import sum_over_ranks
+from limbeck.engines import Engine
 from limbeck.environment import Environment
 from limbeck.errors import RecipeError
 from limbeck.lazy import Tensor, torch
@@ -27,7 +28,8 @@ class OnPolicy(RowSource):
     sequences: prompts of a step, over all ranks, each answered `group` times. max_prompt: longer prompts are left out.
     reward: a verifier, such as `Number()`, or `module:function`, called with (completion, row) -> number; it gives credit
     (reward less the group's mean, or less a running mean), and with `keep_above` chooses which answers are learnt from.
-    environment: what answers the student's turns, so that it writes several.
+    environment: what answers the student's turns, so that it writes several. engine: who writes in the student's place with its
+    weights, such as "vllm"; by default the student.
     """
 
     prompts: DataSets
@@ -39,6 +41,7 @@ class OnPolicy(RowSource):
     baseline: Literal["group", "running"] = "group"
     keep_above: float | None = None
     environment: Environment | None = None
+    engine: Engine | None = None
 
     _pool: Any = live()
     _vocabulary: Any = live()
@@ -72,7 +75,7 @@ class OnPolicy(RowSource):
     def load(self, vocabulary: Vocabulary, share: Share) -> Self:
         """Open the prompts, and who judges and answers."""
         loaded = {name: getattr(self, name) and getattr(self, name).load() for name in ("reward", "environment")}
-        made = replace(self, **loaded)
+        made = replace(self, **loaded, engine=self.engine and self.engine.load(vocabulary))
         made._pool, made._vocabulary, made._share = Pool(self.prompts, share.seed), vocabulary, share
         made._baseline = RunningBaseline()
         return made
@@ -92,7 +95,7 @@ class OnPolicy(RowSource):
         talks = [_Talk(g * self.group + n, row, data, list(ids)) for g, row, data, ids in fitting for n in range(self.group)]
         self._talk(talks, step, student)
         texts = [Text(talk.tokens, talk.spans, told_columns(talk.row), talk.logp) for talk in talks]
-        batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting))
+        batch = replace(Batch.of(texts, "student"), left_out=len(asked) - len(fitting), figures=self.engine.figures() if self.engine else {})
         return self._judged(batch, talks) if self.reward else batch
 
     def _talk(self, talks: Sequence["_Talk"], step: int, student: Student) -> None:
@@ -101,7 +104,7 @@ class OnPolicy(RowSource):
         going = list(talks)
         for turn in range(turns):
             prompts, rows = [talk.tokens for talk in going], [talk.number * turns + turn for talk in going]
-            for talk, new in zip(going, student.write(prompts, self.sampling, self._share.seed, step, rows), strict=True):
+            for talk, new in zip(going, self._written(student, prompts, step, rows), strict=True):
                 talk.wrote(new.tokens, new.logp)
             if turn + 1 == turns or self.environment is None:
                 return
@@ -109,6 +112,12 @@ class OnPolicy(RowSource):
             going = [talk for talk in ended if self._answered(talk, self.environment, student.live.context - 1)]
             if not sum_over_ranks([len(going)])[0]:  # a sharded student writes on every rank, or on none
                 return
+
+    def _written(self, student: Student, prompts: Sequence[list[int]], step: int, rows: Sequence[int]) -> list[Written]:
+        """By the student, or by whoever writes in its place."""
+        if self.engine is None:
+            return student.write(prompts, self.sampling, self._share.seed, step, rows)
+        return self.engine.write(student, prompts, self.sampling, self._share.seed, step, rows)
 
     def _answered(self, talk: "_Talk", world: Environment, context: int) -> bool:
         """Let the world answer a turn; whether the student is to write another."""
@@ -130,7 +139,7 @@ class OnPolicy(RowSource):
         if bad := [value for value in rewards if not math.isfinite(value)]:
             raise RecipeError(f"{type(self.reward).__name__} gave {len(bad)} of {len(rewards)} answers no finite reward; choose another verifier")
         reward_B = torch.tensor(rewards)
-        batch = replace(batch, credit_B=self._credit(reward_B), earned=(float(reward_B.double().sum()), len(reward_B)))
+        batch = replace(batch, credit_B=self._credit(reward_B), figures={"reward": (float(reward_B.double().sum()), len(reward_B)), **batch.figures})
         return batch if self.keep_above is None else batch.select((reward_B > self.keep_above).nonzero().flatten().tolist())
 
     def _credit(self, reward_B: Tensor) -> Tensor:

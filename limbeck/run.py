@@ -77,13 +77,13 @@ class Run:
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
         self.tokens_per_pass = recipe.tokens_per_pass
-        self._tally, self._left_out, self._drawn = Tally(recipe.objective), 0, dict[str, float]()
+        self._tally, self._left_out, self._drawn, self._idle = Tally(recipe.objective), 0, dict[str, float](), False
         self._student: Any = None
         self._source: Any = None
         self._source_state = dict[str, Any]()
         self._evaluations = dict[str, Any]()
         self._progress: Progress | None = None
-        self._interrupts = Interrupts(patient=self.ranks > 1)
+        self._interrupts = Interrupts()
         self._claimed = ExitStack()
         self._trackers = Trackers(recipe.trackers if self.leads else [], self.out)
         if self.leads:
@@ -103,6 +103,8 @@ class Run:
             if isinstance(error, BaseException) and is_out_of_memory(error):
                 where = f"after {self.first} steps, outside of a pass" if self._student else "while the models were opened"
                 raise LimbeckError(f"out of memory {where}; lower sequences or max_tokens, or take smaller models") from error
+            if isinstance(error, BaseException) and distributed.is_lost(error):
+                raise LimbeckError(f"{self.out}: another process of this job is gone; the same command goes on from what was saved") from error
         finally:
             self._interrupts.__exit__()
             self._trackers.close()
@@ -144,11 +146,13 @@ class Run:
 
     def attach(self, student: Any, source: Any) -> None:
         """Put student and source where the newest checkpoint left them, and cut the logs back to it."""
+        if self.ranks > 1:
+            self._interrupts.be_patient()
         distributed.wait()  # the leader has the folder
         places = checkpoint.steps(self.out / "checkpoints")
         if places:
-            tensors, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", places[-1]))
-            student.restore(tensors)
+            saved, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", places[-1]))
+            student.restore(saved)
             source.restore(state["source"])
             self.first, self.best, self.stopped = state["step"], state["best"], state["stopped"]
             known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}
@@ -197,10 +201,8 @@ class Run:
         with self._progress.showing():
             for step in range(start, total):
                 late = limit is not None and step > start and time.monotonic() - began > 60 * limit
-                ranks_late, ranks_asked = distributed.sum_over_ranks([late, self._interrupts.asked is not None])
-                if ranks_asked:
-                    raise Interrupted(self._interrupts.asked or signal.SIGTERM)
-                if ranks_late:
+                distributed.agree()
+                if any(distributed.sum_over_ranks([late])):
                     self.stopped = f"the time limit of {limit} minutes, after {step} steps"
                 if self.stopped:
                     return
@@ -209,14 +211,20 @@ class Run:
 
     def count(self, batch: Batch) -> int:
         """Completion tokens of a step over all ranks. Raises DataError where there are none."""
-        total, left_out, reward, answers = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, *batch.earned])
+        names = sorted({name for names in distributed.gathered(list(batch.figures)) for name in names})
+        figures = [value for name in names for value in batch.figures.get(name, (0.0, 0.0))]
+        total, left_out, idle, *summed = distributed.sum_over_ranks([len(batch.places_N), batch.left_out, not len(batch), *figures])
         why = f"left out {int(left_out)} rows ({self.recipe.source.leaves_out})"
         if not total:
             raise DataError(f"step {self.first + 1}: nothing to learn from; {why}")
         if left_out and not self._left_out and self.leads:
             print(f"{self.out.name}: step {self.first + 1} {why}; metrics.jsonl counts them", file=sys.stderr)
-        self._left_out += int(left_out)
-        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **({"reward": reward / answers} if answers else {})}
+        if idle and self.ranks > 1 and not self._idle and self.leads:
+            todo = f"raise the sequences of a step to {self.ranks} or more, or launch fewer"
+            print(f"{self.out.name}: step {self.first + 1} has no rows for {int(idle)} of {self.ranks} processes; {todo}", file=sys.stderr)
+        self._left_out, self._idle = self._left_out + int(left_out), self._idle or bool(idle)
+        means = {name: value / count for name, value, count in zip(names, summed[::2], summed[1::2], strict=True) if count}
+        self._drawn = {**({"left_out": int(left_out)} if left_out else {}), **means}
         return int(total)
 
     def cut_smaller(self, student: Any, error: BaseException) -> None:

@@ -4,12 +4,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from limbeck.answers import Answer, Bill, Draw, Finish, Given, Purse, Question, Told, arithmetic, parted
+from limbeck.balance import Place, Places
 from limbeck.decoding import Sampling
 from limbeck.errors import EndpointError, LimbeckError, did_you_mean
 from limbeck.interrupt import in_force
@@ -25,7 +26,7 @@ LOOK_SECONDS = 0.1
 
 
 class Server:
-    """A server by its base URL (up to /v1) and the name of a model on it.
+    """A server by its base URL (up to /v1) and the name of a model on it; or several of the same model, between which calls are balanced.
 
     key_env: the environment variable with the key; none is needed on this machine. seconds: for one call. tries: of one
     call; between them it waits as long as the server asks, else `wait_seconds`, doubled each time, up to a minute.
@@ -33,32 +34,55 @@ class Server:
     of another model counts as failed.
     """
 
-    def __init__(self, base_url: str, model: str, key_env: str | None = None, concurrency: int = 8, seconds: float = 120.0, tries: int = 8,
-                 usd_in: float = 0.0, usd_out: float = 0.0, parameters: float = 0.0, wait_seconds: float = 0.5) -> None:  # fmt: skip
-        self.base_url, self.model, self.concurrency, self.tries = base_url.rstrip("/"), model, concurrency, tries
+    def __init__(self, base_url: str | Sequence[str], model: str, key_env: str | None = None, concurrency: int = 8, seconds: float = 120.0,
+                 tries: int = 8, usd_in: float = 0.0, usd_out: float = 0.0, parameters: float = 0.0, wait_seconds: float = 0.5) -> None:  # fmt: skip
+        urls = [url.rstrip("/") for url in ([base_url] if isinstance(base_url, str) else base_url)]
+        self.base_url, self.model, self.concurrency, self.tries = " and ".join(urls), model, concurrency, tries
         self.usd_in, self.usd_out, self.parameters, self.wait_seconds = usd_in, usd_out, parameters, wait_seconds
         self._reported: str | None = None
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._client = _client(self.base_url, _key(self.base_url, key_env), seconds)
+        self._places = Places([Place(url, _client(url, _key(url, key_env), seconds)) for url in urls])
 
-    def get(self, path: str) -> dict[str, Any]:
-        """What the server says of itself."""
-        return self._call(lambda: self._client.get(f"/{path}", cast_to=object), f"GET {path}", _mapping)
+    @property
+    def places(self) -> Sequence[Place]:
+        """Each server by itself."""
+        return self._places.all
+
+    def get(self, path: str, place: Place | None = None) -> dict[str, Any]:
+        """What a server says of itself: a certain one, or whichever answers."""
+        places = self._places if place is None else Places([place])
+        return self._call(lambda client: client.get(f"/{path}", cast_to=object), f"GET {path}", _mapping, places)
+
+    def see_served(self) -> int | None:
+        """Tokens that fit into the context, where the servers say so: the fewest. Raises EndpointError where one has no such model."""
+        found = [self._served(place) for place in self.places]
+        return min((each for each in found if each is not None), default=None)
+
+    def _served(self, place: Place) -> int | None:
+        served = {str(each.get("id")): each for each in self.get("models", place).get("data", [])}
+        if self.model not in served:
+            raise EndpointError(f'{place.url} does not serve "{self.model}"{did_you_mean(self.model, served)}')
+        return served[self.model].get("max_model_len")
 
     def post(self, path: str, body: dict[str, Any], read: Callable[[Any], Any] = lambda found: found) -> Any:
         """One call. `read` takes what is wanted of the response, and raises ValueError, KeyError or TypeError where it is malformed."""
-        return self._call(lambda: self._client.post(f"/{path}", cast_to=object, body=body), f"POST {path}", lambda found: read(_mapping(found)))
+        return self._call(lambda client: client.post(f"/{path}", cast_to=object, body=body), f"POST {path}", lambda found: read(_mapping(found)),
+                          self._places)  # fmt: skip
 
-    def _call(self, send: Callable[[], Any], what: str, read: Callable[[Any], Any]) -> Any:
+    def _call(self, send: Callable[[Any], Any], what: str, read: Callable[[Any], Any], places: Places) -> Any:
         import openai
 
         why = "nothing"
         for tried in range(1, self.tries + 1):
+            place, failed = places.take(), True
             try:
-                return read(send())
+                found = read(send(place.client))
+                failed = False
+                return found
             except openai.APIStatusError as error:
                 if error.status_code not in AGAIN:
-                    raise EndpointError(self._refused(error.status_code, error.response.text, what)) from None
+                    failed = False  # it lives, and says no
+                    raise EndpointError(self._refused(place, error.status_code, error.response.text, what)) from None
                 why, asked = f"status {error.status_code}", error.response.headers.get("retry-after")
             except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
                 why, asked = type(error.__cause__ or error).__name__, None
@@ -66,9 +90,12 @@ class Server:
                 raise
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 why, asked = f"a malformed response ({type(error).__name__}: {str(error)[:80]})", None
+            finally:
+                places.give_back(place, failed)
             if self._closing.is_set() or tried == self.tries:
                 break
-            self._closing.wait(self._pause(tried, asked))
+            if places.none_lives:
+                self._closing.wait(self._pause(tried, asked))
         raise EndpointError(f"{self.base_url} did not answer {what} in {self.tries} tries, the last time with {why}; see to the server, and give "
                             "the same command again: what was answered is kept")  # fmt: skip
 
@@ -77,22 +104,22 @@ class Server:
             return float(asked)
         return min(60.0, self.wait_seconds * 2 ** (tried - 1)) * random.uniform(0.5, 1.0)
 
-    def _refused(self, status: int, text: str, what: str) -> str:
+    def _refused(self, place: Place, status: int, text: str, what: str) -> str:
         said = " ".join(text.split())[:160]
         match status:
             case 401 | 403:
-                return f"{self.base_url} refuses the key (status {status}); set the right one in the environment, and name it: key_env"
+                return f"{place.url} refuses the key (status {status}); set the right one in the environment, and name it: key_env"
             case 404:
-                return f'{self.base_url} has no {what} for "{self.model}"{self._models()}'
+                return f'{place.url} has no {what} for "{self.model}"{self._models(place)}'
             case _:
-                return f"{self.base_url} refuses {what} with status {status}: {said}; mend the request"
+                return f"{place.url} refuses {what} with status {status}: {said}; mend the request"
 
-    def _models(self) -> str:
+    def _models(self, place: Place) -> str:
         """What it does serve, as far as it tells."""
         import openai
 
         try:
-            found: Any = self._client.get("/models", cast_to=object)
+            found: Any = place.client.get("/models", cast_to=object)
             return did_you_mean(self.model, [str(each["id"]) for each in found["data"]])
         except (openai.OpenAIError, KeyError, TypeError):
             return "; see to base_url and model"

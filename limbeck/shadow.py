@@ -30,11 +30,5 @@ class Shadow:
             mine.lerp_(theirs, 1 - self.decay)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages, by a name of their own."""
+        """The averages, by a name of their own; what is read into them is taken back."""
         return {f"average.{self.decay}.{name}": mine.detach() for name, (mine, _) in self._pairs.items()}
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        for name, (mine, _) in self._pairs.items():
-            mine.copy_(state[f"average.{self.decay}.{name}"])

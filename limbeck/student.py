@@ -10,7 +10,7 @@ from limbeck.adapters import LoRA, add_lora, save_folded
 from limbeck.batch import Batch
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written, write
-from limbeck.distributed import Passes, is_sharded, ranks, share_like, whole_tensor
+from limbeck.distributed import Passes, agree, ended_together, is_sharded, ranks, room_like, whole_tensor
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.insides import CLOSED, Layers
 from limbeck.lazy import Tensor, torch
@@ -23,6 +23,7 @@ from limbeck.vocabulary import Vocabulary
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from limbeck.checkpoint import Saved
     from limbeck.loss import Outputs
     from limbeck.models import Model
     from limbeck.opened import OpenModel
@@ -83,8 +84,8 @@ class Student(Part):
         made = self.fresh()
         made._open, made._steps = model, steps
         made._open.see_learnable(self.lora is not None, self.gradient_checkpointing)
-        if self.lora and is_sharded():
-            raise RecipeError("a student with adapters cannot be sharded; launch without --use_fsdp, or drop lora")
+        if self.quantization and is_sharded():
+            raise RecipeError(f"a student of {self.quantization} weights cannot be sharded; launch without --use_fsdp, or leave out quantization")
         if self.lora:
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
@@ -124,6 +125,7 @@ class Student(Part):
         """One that writes with the weights as they are now, copied into a pen of its own, whatever is learnt meanwhile. It cannot learn."""
         made = self.fresh()
         made._open, made._pen, made._steps = pen.of(self.live.writer), pen, self._steps
+        made._passes = Passes(made._open, learns=False)
         return made
 
     def shadow(self, decay: float) -> "Shadow":
@@ -181,6 +183,7 @@ class Student(Part):
         """The same nats [N] by term, and nothing learnt."""
         from limbeck.loss import measure
 
+        agree()
         return self.run(lambda model: measure(model.forward(batch, objective.opens[0]), said, batch, objective))
 
     def write(self, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int],
@@ -191,7 +194,7 @@ class Student(Part):
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with all weights as they are now, rounded where its arithmetic is narrower: writing. Every rank must do it."""
         writer = self.live.writer
-        return self._passes.run_whole(work) if is_sharded() else work(self._pen.of(writer))
+        return ended_together(self._passes.run_whole if is_sharded() else lambda each: each(self._pen.of(writer)), work)
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights by the gradient gathered since the last step; says the norm it had and the rate it was given."""
@@ -219,14 +222,27 @@ class Student(Part):
         Every rank must call; those that only bring their share give no folder.
         """
         module = self.live.module
-        whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
-        if folder is None:
-            return
         if self.lora and not self.quantization:
-            save_folded(module, folder)
-            self.live.vocabulary.tokenizer.save_pretrained(folder)
-        else:
+            self._passes.run_whole(lambda model: save_folded(module, folder) if folder else None)
+            if folder:
+                self.live.vocabulary.tokenizer.save_pretrained(folder)
+            return
+        whole = {name: whole_tensor(weight.detach()) for name, weight in module.named_parameters()} if is_sharded() else None
+        if folder:
             self.live.save(folder, whole)
+
+    def hand_over(self, folder: Path | None) -> None:
+        """Write the weights as its arithmetic rounds them, for whoever writes in its place.
+
+        Every rank must call; those that only bring their share give no folder.
+        """
+        if self.lora:
+            return self.save(folder)
+        if folder is not None or is_sharded():
+            weights = self.live.module.named_parameters()
+            narrow = {name: whole_tensor(weight.detach()).to(self.live.compute) for name, weight in weights}
+            if folder is not None:
+                self.live.save(folder, narrow)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""
@@ -239,18 +255,24 @@ class Student(Part):
         averages = {name: weight for shadow in self._shadows.values() for name, weight in shadow.state().items()}
         return {f"weight.{name}": weight.detach() for name, weight in moving.items()} | moments | averages
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        for shadow in self._shadows.values():
-            shadow.restore(state)
-        for name, weight in self._moving.items():
-            weight.data.copy_(share_like(state[f"weight.{name}"], weight))
-            mark = f"moment.{name}."
-            self._optimizer.state[weight] = {
-                key.removeprefix(mark): share_like(value, weight) if value.is_floating_point() or value.ndim else int(value)
-                for key, value in state.items()
-                if key.startswith(mark)
-            }
+    def restore(self, saved: "Saved") -> None:
+        """Take back what `state` gave: each rank reads what it holds, moments laid out as their weights are."""
+        moving = self._moving
+        averages = {name: weight for shadow in self._shadows.values() for name, weight in shadow.state().items()}
+        moments = {key: room_like(known, moving.get(_moment(key)[0])) for key, known in saved.known.items() if key.startswith("moment.")}
+        saved.fill({f"weight.{name}": weight.detach() for name, weight in moving.items()} | averages | moments)
+        kept = dict[str, dict[str, Any]]()
+        for key, value in moments.items():
+            name, kind = _moment(key)
+            kept.setdefault(name, {})[kind] = value if value.is_floating_point() or value.ndim else int(value)
+        for name, weight in moving.items():
+            self._optimizer.state[weight] = kept.get(name, {})
+
+
+def _moment(key: str) -> tuple[str, str]:
+    """Of which weight a moment is, and which of its moments."""
+    name, _, kind = key.removeprefix("moment.").rpartition(".")
+    return name, kind
 
 
 def _where(nats: dict[str, Tensor], batch: Batch) -> str:

@@ -1,7 +1,5 @@
 """Who scores: a teacher says something about each completion token of a batch, and writes into no batch."""
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -10,17 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
-from limbeck.blend import Blend, Routed
 from limbeck.config import live, part, plain
 from limbeck.decoding import Sampling
-from limbeck.distributed import Passes
-from limbeck.errors import CacheError, RecipeError, did_you_mean
+from limbeck.distributed import Passes, ended_together
+from limbeck.errors import CacheError, RecipeError
 from limbeck.insides import INSIDE, Opens
 from limbeck.lazy import torch
 from limbeck.licences import Licence, from_plain, of_model, of_recorded
 from limbeck.licensed import Licensed
 from limbeck.machine import Opening, Precision
-from limbeck.places import fingerprint
+from limbeck.places import fingerprint, is_call
 from limbeck.privacy import expanded, shareable
 from limbeck.student import Student
 from limbeck.targets import Dense, Nothing, Targets
@@ -123,7 +120,9 @@ class Silent(Teacher):
 class Local(Opens, Teacher):
     """A model on this machine, by hub name, folder, GGUF file, or `module:function` that gives a torch module.
 
-    "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it.
+    "@student" is the student itself without its adapters. dtype "auto" is bfloat16 where the processor gains by it. offload: where its
+    layers lie, and come from one by one in each pass, if they do not fit beside the student: in main memory ("cpu", for a GPU) or on
+    the "disk". The scores are the same, and slower.
     """
 
     model: str
@@ -131,6 +130,7 @@ class Local(Opens, Teacher):
     attention: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
+    offload: Literal["cpu", "disk"] | None = None
 
     _open: Any = live()
     _passes: Any = live()
@@ -140,6 +140,12 @@ class Local(Opens, Teacher):
     def adopt(cls, value: object) -> object:
         """A folder may stand for the whole."""
         return cls(model=str(value)) if isinstance(value, Path) else value
+
+    def __post_init__(self) -> None:
+        other = self.model == "@student" or is_call(self.model) or self.model.endswith(".gguf")
+        if self.offload and (self.quantization or other):
+            what = f"{self.quantization} weights" if self.quantization else self.model
+            raise RecipeError(f"{what} cannot be offloaded, only a model in a folder or on the hub that is not quantised; leave out offload")
 
     @property
     def says(self) -> frozenset[str]:
@@ -156,8 +162,9 @@ class Local(Opens, Teacher):
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
-            made._open = open_kind(self.model, Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code))
-            made._passes = Passes(made._open, learns=False)
+            opening = Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code, offload=self.offload)
+            made._open = open_kind(self.model, opening)
+            made._passes = Passes(made._open, learns=False, whole=bool(self.quantization or self.offload))
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made
@@ -208,7 +215,7 @@ class Local(Opens, Teacher):
 
     def lend(self, work: "Callable[[Model], T]") -> T:
         """Something done with the model, all its weights here; every rank must do it."""
-        return self._passes.run_whole(lambda model: work(model.writer))
+        return ended_together(self._passes.run_whole, lambda model: work(model.writer))
 
     def answers(self, questions: Iterable[Question], sampling: Sampling, purse: Purse, told: Told = lambda tokens: None) -> Iterator[Given]:
         """Written here, many side by side."""
@@ -316,85 +323,3 @@ class Cached(Teacher):
             f"{self.folder} has not seen {seen.count(False)} of {len(seen)} rows of a pass; the first has {len(tokens)} tokens and begins "
             f"{self._vocabulary.text(tokens)[:60]!r}; annotate this data with the same template and max_tokens: limbeck cache"
         )
-
-
-@part
-class Mixture(Teacher):
-    """Several teachers as one: the mean of their probabilities, or, with `by`, to each row a teacher of its own.
-
-    teachers: by name. by: the column of the data that names a row's teacher. weights: of the mean, by name; equal where
-    none are given. The mean is a distribution of its own: a temperature softens it, not its parts.
-    """
-
-    teachers: dict[str, Teacher]
-    by: str | None = None
-    weights: dict[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        names = ", ".join(self.teachers)
-        if not self.teachers:
-            raise RecipeError("a mixture needs teachers; name them: Mixture({math: Local(model), code: Cached(folder)})")
-        if self.by and self.weights:
-            raise RecipeError("a mixture by a column has no weights: each row has one teacher; leave out by, or weights")
-        if self.weights is not None and (self.weights.keys() != self.teachers.keys() or not all(0 < w < math.inf for w in self.weights.values())):
-            raise RecipeError(f"a mixture needs a weight above 0 for each of {names}, found {self.weights}")
-        if not self.says:
-            said = "; ".join(f"{name} says {' or '.join(sorted(each.says - INSIDE)) or 'nothing'}" for name, each in self.teachers.items())
-            raise RecipeError(f"the teachers of a mixture have nothing in common that can be joined ({said}); keep the same of each")
-        if len({each.temperature_kept for each in self.teachers.values()} - {None}) > 1:
-            raise RecipeError(f"the teachers {names} of a mixture were kept at several temperatures; annotate at one")
-
-    @property
-    def says(self) -> frozenset[str]:
-        """What all of them say, and what can be joined: truncated distributions have no mean."""
-        common = frozenset.intersection(*(each.says for each in self.teachers.values()))
-        return common - INSIDE - {"spans", "pairs"} - (frozenset() if self.by else {"top k"})
-
-    @property
-    def hears(self) -> bool:
-        """What all of them hear."""
-        return all(each.hears for each in self.teachers.values())
-
-    @property
-    def needs_rows(self) -> bool:
-        """Text of our own has no column."""
-        return bool(self.by) or any(each.needs_rows for each in self.teachers.values())
-
-    @property
-    def temperature_kept(self) -> float | None:
-        """That of whoever has one."""
-        return next((each.temperature_kept for each in self.teachers.values() if each.temperature_kept is not None), None)
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Each of them."""
-        return {name: each.described for name, each in self.teachers.items()}
-
-    def load(self, student: Student) -> Self:
-        """All of them alive."""
-        return dataclasses.replace(self, teachers={name: each.load(student) for name, each in self.teachers.items()})
-
-    def score(self, parts: Iterable[Batch]) -> Iterator[Targets]:
-        """What they say together about each part."""
-        return map(self._routed if self.by else self._mean, parts)
-
-    def _mean(self, batch: Batch) -> Targets:
-        weights = self.weights or dict.fromkeys(self.teachers, 1.0)
-        shares = [weights[name] / sum(weights.values()) for name in self.teachers]
-        return Blend([each.about(batch) for each in self.teachers.values()], shares, type(self).__name__)
-
-    def _routed(self, batch: Batch) -> Targets:
-        """Every teacher is asked, if only about nothing: the ranks meet in what they share."""
-        names = list(self.teachers)
-        which_B = torch.tensor([self._route(columns, names) for columns in batch.columns_B], dtype=torch.int64)
-        said = [self.teachers[name].about(batch.select((which_B == n).nonzero().flatten().tolist())) for n, name in enumerate(names)]
-        which_N = which_B[batch.sequence_N]
-        place_N = torch.stack([(which_N == n).cumsum(0) - 1 for n in range(len(names))]).gather(0, which_N[None])[0]
-        return Routed(said, which_N, place_N, type(self).__name__)
-
-    def _route(self, columns: dict[str, Any], names: list[str]) -> int:
-        named = columns.get(self.by or "")
-        if named not in names:
-            found = "no such column" if self.by not in columns else f"{named!r}{did_you_mean(str(named), names)}"
-            raise RecipeError(f'a row is to be taught by its column "{self.by}", and has {found}; teachers: {", ".join(names)}')
-        return names.index(named)

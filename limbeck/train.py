@@ -8,6 +8,7 @@ from limbeck.errors import is_out_of_memory
 from limbeck.evaluate import evaluate
 from limbeck.objective import Objective
 from limbeck.recipe import Recipe
+from limbeck.room import see_room
 from limbeck.run import Run
 from limbeck.selftest import self_test
 from limbeck.sources import Source
@@ -22,6 +23,7 @@ def distill(recipe: Recipe, out: Path | str) -> Student:
     whatever is the user's to mend; Stopped where SIGINT or SIGTERM asked for the end, after saving.
     """
     with Run(out, recipe) as run:
+        see_room(recipe)
         student, teacher, source, objective = recipe.load(run)
         if run.first == 0 and not run.finished:
             self_test(student, teacher, objective, drawn=_first(source, student) if teacher.needs_rows or student.live.needs_rows else None)
@@ -52,8 +54,9 @@ def learn(run: Run, student: Student, teacher: Teacher, objective: Objective, ba
     total = run.count(batch)  # counted after writing, over every rank
 
     def passes() -> None:
-        parts = distributed.evenly(batch.split(run.tokens_per_pass))
+        parts = distributed.evenly(batch.split(run.tokens_per_pass), batch)
         for place, (part, said) in enumerate(zip(parts, teacher.score(parts), strict=True)):  # who scores
+            distributed.agree()  # to stop, if one was asked to: a step may be long
             last = place + 1 == len(parts)
             run.add(student.learn(part, said, objective, scale=run.ranks / total, last=last), part)  # how far
 

@@ -1,4 +1,7 @@
-"""Run by `test_ranks.py` in each of two processes: every recipe it wrote, as copies (DDP) and as shares (FSDP2)."""
+"""Run by `test_ranks.py` in each of several processes: every recipe it wrote.
+
+Two take it as copies (DDP) and as shares (FSDP2), and are asked to stop in the middle of a run; three take shares alone, and go on from there.
+"""
 
 import os
 import signal
@@ -25,8 +28,7 @@ def asked_to_stop(at: int):
     return log_step
 
 
-def main(work: Path) -> None:
-    torch.set_num_threads(1)
+def two(work: Path) -> None:
     for path in sorted(work.glob("*.yaml")):
         for how, sharded in (("copies", "false"), ("shares", "true")):
             os.environ["ACCELERATE_USE_FSDP"] = sharded
@@ -38,6 +40,19 @@ def main(work: Path) -> None:
             lb.distill(lb.Recipe.read(work / "gkd_rl.yaml"), work / f"stopped-{how}")
         except Stopped as error:
             (work / f"stopped-{how}-{distributed.rank()}").write_text(str(error))
+
+
+def three(work: Path) -> None:
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    for path in sorted(work.glob("*.yaml")):
+        lb.distill(lb.Recipe.read(path), work / f"{path.stem}-three")
+    for how in ("copies", "shares"):
+        lb.distill(lb.Recipe.read(work / "gkd_rl.yaml"), work / f"onwards-{how}")
+
+
+def main(work: Path) -> None:
+    torch.set_num_threads(1)
+    {"2": two, "3": three}[os.environ["WORLD_SIZE"]](work)
     distributed.leave()
 
 

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 
 from limbeck.cli import app
 from limbeck.config import Part, read_yaml, settings_of
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, Stopped
 from limbeck.methods import named
 from limbeck.pipeline import plan_of
 from limbeck.recipe import Recipe
@@ -237,3 +239,18 @@ def test_examples_run(page: Path, workplace: Path) -> None:
                 run_commands(found["text"], f"{page.name}, line {line}")
             case other:
                 assert other == "text", f"{page.name}, line {line}: a block of {other or 'no language'}; use python, yaml, bash or text"
+
+
+def test_the_examples_for_schedulers_can_be_read() -> None:
+    """They cannot run here: the YAML is loaded, the script parsed by bash, and both know the code that the command ends with."""
+    text = (ROOT / "docs" / "processes.md").read_text()
+    found = dict(re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    assert set(found) == {"slurm.sh", "kubernetes.yaml"}
+    subprocess.run(["bash", "-n"], input=found["slurm.sh"], text=True, check=True)
+    code = Stopped("", signal.SIGTERM).code
+    assert f'"$code" -eq {code}' in found["slurm.sh"]
+    job = yaml.safe_load(found["kubernetes.yaml"])
+    pod, rules = job["spec"]["template"]["spec"], job["spec"]["podFailurePolicy"]["rules"]
+    codes = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in rules if "onExitCodes" in rule}
+    assert (job["kind"], codes, pod["restartPolicy"]) == ("Job", {(code,): "Ignore", (2,): "FailJob"}, "Never")
+    assert pod["terminationGracePeriodSeconds"] >= 30 and pod["containers"][0]["name"] == rules[0]["onExitCodes"]["containerName"]

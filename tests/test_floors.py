@@ -14,13 +14,13 @@ FLOORS = [
         "alignment answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
         "pieces prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",
-        "adapters attention classify decoding distributed gguf_writer hooks kinds machine masked memory models narrow "
-        "networks opened optimizer pen prune seq2seq server shadow siamese speculative writer",
-        "aligned average cache checkpoint curriculum endpoint evaluate experts guidance herding hidden interleaved "
-        "judges matching pairing prefetch remembered rollouts run soft_prompts sources student teacher_samples teachers "
-        "trackers",
+        "adapters attention balance classify decoding distributed gguf_writer hooks kinds machine masked memory models "
+        "narrow networks offload opened optimizer pen prune seq2seq server shadow siamese speculative writer",
+        "aligned average cache checkpoint curriculum endpoint engines evaluate experts guidance herding hidden "
+        "interleaved judges matching mixture pairing prefetch remembered rollouts run soft_prompts sources student "
+        "teacher_samples teachers trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
-        "pipeline recipe selftest shrink stages train",
+        "pipeline recipe room selftest shrink stages train",
         "__main__ check check_stages cli cli_evaluate cli_export cli_plan exporting planning quickstart report sweep transfer",
     )
 ]

@@ -208,7 +208,7 @@ def test_a_run_with_projections_goes_on_to_the_same_bits_and_saves_none(toy: dic
         patch.setattr(Run, "log_step", failing_at(3))
         with pytest.raises(KeyboardInterrupt):
             lb.distill(made, tmp_path / "broken")
-    kept = load_file(tmp_path / "broken" / "checkpoints" / "step-00000003" / "state.safetensors")
+    kept = load_file(tmp_path / "broken" / "checkpoints" / "step-00000003" / toys.CHECKPOINT)
     assert [name for name in kept if name.startswith("weight.joined")] == [
         "weight.joined.HiddenStates.0.weight",
         "weight.joined.HiddenStates.1.weight",

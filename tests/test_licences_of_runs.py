@@ -19,10 +19,10 @@ from limbeck.errors import RecipeError
 from limbeck.files import read_json
 from limbeck.judges import Judge, RewardModel
 from limbeck.licences import gate, of_data, of_model
+from limbeck.mixture import Mixture
 from limbeck.run import licences_of
 from limbeck.sources import CustomSource
 from limbeck.teacher_samples import TeacherSamples
-from limbeck.teachers import Mixture
 
 WRITES = lb.Sampling(max_tokens=4)
 

@@ -16,9 +16,10 @@ from limbeck.data import Data
 from limbeck.divergence import ForwardKL
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.files import read_jsonl
+from limbeck.mixture import Mixture
 from limbeck.objective import TokenRows
 from limbeck.targets import Logits, Sampled, TopK, Whole
-from limbeck.teachers import Cached, Local, Mixture
+from limbeck.teachers import Cached, Local
 
 N, V, K = 12, 17, 5
 

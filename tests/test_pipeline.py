@@ -17,9 +17,9 @@ from limbeck import check_stages, stages, train
 from limbeck.config import plain
 from limbeck.errors import CheckpointError, LimbeckError, RecipeError
 from limbeck.files import read_json
+from limbeck.mixture import Mixture
 from limbeck.pipeline import accepting, plan_of, read_plan
 from limbeck.run import Run
-from limbeck.teachers import Mixture
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def _two(toy) -> tuple[lb.Student, lb.Student]:
 
 def test_a_batch_survives_json_to_the_last_bit() -> None:
     texts = [Text([1, 2, 3, 4], [Span(1, 3)], {"a": None, "b": [1, {"c": "ü"}]}, [-0.1, -1e-7]), Text([5, 6], [Span(1, 2)], {}, [float("nan")])]
-    batch = replace(Batch.of(texts, "student"), credit_B=torch.tensor([1 / 3, -2.0]), left_out=2, earned=(0.1 + 0.2, 3))
+    batch = replace(Batch.of(texts, "student"), credit_B=torch.tensor([1 / 3, -2.0]), left_out=2, figures={"reward": (0.1 + 0.2, 3)})
     again = from_plain(json.loads(json.dumps(as_plain(batch))))
     for field in fields(Batch):
         one, two = getattr(batch, field.name), getattr(again, field.name)

@@ -243,9 +243,14 @@ def test_a_damaged_checkpoint_is_named(toy, tmp_path) -> None:
     made = recipe("kd", toy)
     lb.distill(made, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "student")
-    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="step-00000004 cannot be read"):
+    state = tmp_path / "run" / "checkpoints" / "step-00000004" / toys.CHECKPOINT
+    whole = state.read_bytes()
+    for damaged, why in ((whole[:-100], r"bytes of"), (b"\xff" * 8 + whole[8:], "header")):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"step-00000004 cannot be read \(.*{why}.*; remove it to go on from the one before"):
+            lb.distill(made, tmp_path / "run")
+    state.unlink()
+    with pytest.raises(CheckpointError, match=f"0 of 1 files are there; {toys.CHECKPOINT} is not"):
         lb.distill(made, tmp_path / "run")
 
 
@@ -284,3 +289,12 @@ def test_metrics_reach_a_tracker(toy, tmp_path) -> None:
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     with pytest.raises(RecipeError, match="the tracker wandb is not installed"):
         lb.distill(recipe("kd", toy, trackers=["wandb"]), tmp_path / "other")
+
+
+def test_adapters_begin_alike_whatever_was_drawn_before(toy, tmp_path) -> None:
+    made = recipe("kd", toy, steps=2)
+    made = replace(made, student=replace(made.student, lora=lb.LoRA(4)))
+    lb.distill(made, tmp_path / "one")
+    torch.rand(7)
+    lb.distill(made, tmp_path / "two")
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")

@@ -1,6 +1,8 @@
-"""A real vLLM server as a teacher; only where `python benchmarks/vllm_server.py` has made its environment."""
+"""A real vLLM, as a teacher and as the student's pen; only where `python benchmarks/vllm_server.py` has made its environment."""
 
 import importlib
+import json
+import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from limbeck import Student
 from limbeck.batch import Batch, Text
@@ -20,7 +23,7 @@ from limbeck.models import open_model
 from limbeck.quickstart import HELDOUT, converted, packaged_teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-agreement, vllm_server = (importlib.import_module(name) for name in ("endpoint_agreement", "vllm_server"))
+agreement, vllm_server, vllm_writer = (importlib.import_module(name) for name in ("endpoint_agreement", "vllm_server", "vllm_writer"))
 sys.path.pop(0)
 
 pytestmark = pytest.mark.skipif(vllm_server.python() is None, reason="no vLLM; python benchmarks/vllm_server.py makes its environment")
@@ -76,3 +79,63 @@ def test_more_than_the_server_was_started_for_is_refused(there: Any) -> None:
     long = Batch.of([Text.answered([1], [5] * 1023, {})], "corpus")
     with pytest.raises(EndpointError, match="takes 1023 tokens of a text"):
         list(there.endpoint.score([long]))
+
+
+# The student's pen
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    """SmolLM2-135M-Instruct, as a folder."""
+    try:
+        return str(converted(packaged_teacher()))
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+def test_it_writes_with_new_weights_after_each_step_and_is_caught_where_not(model: str, tmp_path: Path) -> None:
+    """Three steps of a student of four layers; then reloads are left out."""
+    folder, data = vllm_writer.shrunk(model, 4, tmp_path / "student"), vllm_writer.asked(tmp_path, 32)
+    with vllm_server.serving(folder, tmp_path / "log", "bfloat16", name="student") as url:
+        loop = vllm_writer.begun(folder, model, data, url, 2)
+        rows, said = vllm_writer.agreement(loop, 2), vllm_writer.planted(loop, ("stale weights",), 3)
+    assert all(row["now"]["mean"] < 0.05 and abs(row["now"]["signed"]) < 0.025 for row in rows)
+    assert all(row["a step before"]["mean"] > 0.1 for row in rows[1:]), "the comparison could not have told"
+    assert "are apart by" in said["stale weights"]["said"]
+
+
+def test_a_prompt_remembered_from_older_weights_is_caught(model: str, tmp_path: Path) -> None:
+    """Of the whole model, which reads its prompt: the reset of the prefix cache is left out."""
+    found = vllm_writer.remembered(model, tmp_path)
+    assert [found[name]["stops"] for name in ("as it was", "moved, the reset left out", "the same, and reset")] == [False, True, False]
+
+
+def said_of(output: str) -> list[Any]:
+    """The answer among what vLLM prints itself."""
+    return json.loads(next(line for line in output.splitlines() if line.startswith("[[[[")))
+
+
+def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) -> None:
+    """vLLM's interpreter has an older transformers, so that the engine's own part runs there, and the student here."""
+    student = Student(vllm_writer.shrunk(model, 2, tmp_path / "small"), dtype="float32").load(1)
+    folders, vocabulary = [tmp_path / "one", tmp_path / "two"], student.live.vocabulary
+    prompts = [vocabulary.prompt({"prompt": text * 8}, agreement.ASKED) for text in QUESTIONS]
+    said, batches = list[torch.Tensor](), list[Batch]()
+    for folder in folders:
+        folder.mkdir()
+        student.hand_over(folder)
+        for weight in student.live.module.parameters():
+            weight.data.mul_(1.05)
+    order = {"dtype": "float32", "options": {"max_model_len": 1024, "enforce_eager": True}, "folders": [str(folder) for folder in folders],
+             "prompts": prompts, "max_tokens": 24, "ends": sorted(vocabulary.end_ids)}  # fmt: skip
+    root, script = Path(__file__).resolve().parents[1], Path(__file__).with_name("inside_vllm.py")
+    done = subprocess.run([str(vllm_server.python()), str(script)], input=json.dumps(order), text=True, capture_output=True, check=False,
+                          env={**vllm_server.environment(), "PYTHONPATH": str(root)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder, written in zip(folders, said_of(done.stdout), strict=True):
+        pairs = zip(prompts, written, strict=True)
+        batches.append(Batch.of([Text.answered(prompt, tokens, {}, logp) for prompt, (tokens, logp) in pairs], "student"))
+        said.append(vllm_writer.token_nats(Student(str(folder), dtype="float32").load(1), batches[-1]))
+    assert all((batch.logp_N - said_N).abs().mean() < 1e-3 for batch, said_N in zip(batches, said, strict=True))
+    stale_N = vllm_writer.token_nats(Student(str(folders[0]), dtype="float32").load(1), batches[1])
+    assert (batches[1].logp_N - stale_N).abs().mean() > 0.01

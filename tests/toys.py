@@ -25,6 +25,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = ["<|im_start|>", "<|im_end|>"]
+CHECKPOINT = "shard-00001-model-00001-of-00001.safetensors"
+"""What the file of a small checkpoint is called, where one process wrote it."""
 
 
 def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:

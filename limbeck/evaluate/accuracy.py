@@ -41,7 +41,7 @@ class Accuracy(Evaluation):
         texts = self._given(student)
         whole = Batch.of(texts, "corpus")
         cuts = whole.cuts(self.tokens_per_pass)
-        parts = evenly([whole.select(cut) for cut in cuts])
+        parts = evenly([whole.select(cut) for cut in cuts], whole)
         right_B, count_B = [0.0] * len(texts), [0.0] * len(texts)
         for cut, part_ in zip(cuts + [[]] * (len(parts) - len(cuts)), parts, strict=True):
             right_N = (likeliest(student, part_) == part_.tokens_N).double()

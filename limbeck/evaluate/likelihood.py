@@ -119,7 +119,7 @@ def measured(texts: Sequence[Text], student: Student, teacher: Teacher, tokens_p
     batch = Batch.of(list(texts), "corpus")
     sums_B: list[dict[str, float]] = [{} for _ in texts]
     cuts = batch.cuts(tokens_per_pass)
-    parts = evenly([batch.select(cut) for cut in cuts])
+    parts = evenly([batch.select(cut) for cut in cuts], batch)
     cuts += [[]] * (len(parts) - len(cuts))
     with Progress(f"{name}: scoring", len(parts)).showing() as progress:
         for cut, pass_, said in zip(cuts, parts, teacher.score(parts), strict=True):

@@ -1,0 +1,355 @@
+"""Who writes the student's text in its place, with its weights: vLLM, as servers or inside this process.
+
+Weights reach it through a folder: they are written there, `reload_weights` takes them in, and what it remembers of prompts is forgotten, since
+keys and values of older weights would be taken for new ones. vLLM's own transfers (NCCL, CUDA IPC) need GPUs, and a second
+process group or a shared device; they are not used. Reloading 135 million weights took 0.2 s in a server on a CPU.
+"""
+
+import math
+import shutil
+import tempfile
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from limbeck import distributed
+from limbeck.balance import Place
+from limbeck.batch import Batch, Text
+from limbeck.config import Part, live, part
+from limbeck.decoding import Sampling, Written
+from limbeck.errors import EndpointError, LimbeckError, RecipeError
+from limbeck.files import new_folder, write_text
+from limbeck.objective import CrossEntropy, Objective
+from limbeck.privacy import expanded
+from limbeck.server import Server
+from limbeck.student import Student
+from limbeck.targets import Nothing
+from limbeck.vocabulary import PROBE_TEXT, Vocabulary
+
+MISMATCH, EXCESS = "writer/mismatch_nats", "writer/excess_nats"
+"""In metrics.jsonl: how far the log-probabilities that it reports of its tokens are from the student's own, and by how much they are above them."""
+ALARM_NATS = {"bfloat16": 0.1, "float32": 1e-3}
+"""Of the mean distance. Found between vLLM and the same weights here: 0.041 and 0.00001 nats a token (benchmarks/endpoint_agreement.py)."""
+SIGNED_SHARE, SIGNED_SPREAD = 0.25, 3.5
+"""Rounding has no sign, and text of other weights has: the mean may be this share of the alarm, or, of few tokens, so much of it over the root
+of their count, which is five standard errors: one token's rounding was found to spread by 0.7 of the alarm."""
+OURS = "handed-over.txt"
+"""In a folder that we may write anew."""
+HERE = {"127.0.0.1", "localhost", "::1"}
+"""Hosts that see this machine's folders."""
+FORGETS = 10
+"""So often a server is asked to forget prompts: it cannot while the last calls are being put away."""
+
+
+class Figures(NamedTuple):
+    """What a comparison found: sums over tokens, and their count."""
+
+    distance: float
+    excess: float
+    tokens: int
+
+
+class Engine(Part, ABC):
+    """Base of those who write with the student's weights, and are not the student."""
+
+    @classmethod
+    def adopt(cls, value: object) -> object:
+        """The word "vllm" stands for the engine with its settings as they are."""
+        return VLLM() if value == "vllm" else value
+
+    @abstractmethod
+    def load(self, vocabulary: Vocabulary) -> Self:
+        """The engine found, and seen to mean the same by a token."""
+
+    @abstractmethod
+    def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int]) -> list[Written]:
+        """Complete prompts, as `Student.write` does. Every rank must call, one without prompts too."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """What was found about the text since last asked: sums and counts by name, the same names on every rank."""
+
+
+class Pen(Protocol):
+    """What a vLLM does for us, wherever it runs."""
+
+    def take(self, folder: str) -> None:
+        """Take in the weights of a folder, and forget what it remembers of prompts."""
+        ...
+
+    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
+        """Complete prompts."""
+        ...
+
+
+@part
+class VLLM(Engine):
+    """vLLM writes, with the student's weights as they were at the last step whose number `every` divides.
+
+    servers: base URLs up to /v1 of servers of the student's model that were started with VLLM_SERVER_DEV_MODE=1, between which
+    calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are
+    handed over, by one run at a time; every server must see it by this path; by default a temporary one on this machine.
+    dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to every - 1 steps older, and
+    keeps their log-probabilities: terms of single tokens correct for it by their `ratio`. checked: of so many sequences of the
+    first draw after new weights the student's own log-probabilities are compared, one forward pass over them (0: none).
+    alarm_nats: beyond this mean distance a run stops; by default 0.1 in bfloat16 and 0.001 in float32. concurrency: calls at
+    once. seconds: for one call. options: more of vllm.LLM's settings, inside this process.
+
+    Random numbers are vLLM's own, seeded for each row: text is the same again on the same machine as far as vLLM's is. A run that
+    is resumed begins with new weights, also between two multiples of `every`.
+    """
+
+    servers: list[str] | None = None
+    model: str | None = None
+    folder: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    every: int = 1
+    checked: int = 4
+    alarm_nats: float | None = None
+    concurrency: int = 64
+    seconds: float = 600.0
+    options: dict[str, Any] | None = None
+
+    _pen: Any = live()
+    _vocabulary: Any = live()
+    _handed: Any = live()
+    _found: Any = live()
+    _place: Any = live()
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.concurrency) < 1 or self.checked < 0:
+            raise RecipeError(f"VLLM needs every and concurrency of at least 1, checked of at least 0; found {self.every}, {self.concurrency}, "
+                              f"{self.checked}")  # fmt: skip
+        if self.servers is not None and (not self.servers or self.model is None):
+            raise RecipeError("VLLM.servers are base URLs up to /v1, and need the model's name on them: VLLM(servers=[URL], model=NAME)")
+        if self.servers and self.options:
+            raise RecipeError("VLLM.options are for vLLM inside this process; a server was started with its own")
+        if self.alarm_nats is not None and not 0 < self.alarm_nats < math.inf:
+            raise RecipeError(f"VLLM.alarm_nats must be above 0 and finite, found {self.alarm_nats}")
+
+    def bound(self, student: Student) -> float:
+        """Beyond which mean distance something is wrong: that of the coarser arithmetic of the two."""
+        if self.alarm_nats is not None:
+            return self.alarm_nats
+        return max(ALARM_NATS[self.dtype], ALARM_NATS.get(str(student.live.compute).removeprefix("torch."), 0.0))
+
+    def load(self, vocabulary: Vocabulary) -> Self:
+        """Find the servers; inside this process vLLM begins with the first weights. Raises LimbeckError in one line for what stands in the way."""
+        made = self.fresh()
+        away = [url for url in self.servers or () if urlsplit(url).hostname not in HERE]
+        if away and self.folder is None:
+            raise RecipeError(f"{away[0]} is another machine: name a folder that it and this one see by the same path: VLLM(folder=...)")
+        made._place = expanded(self.folder) if self.folder else _Temporary()
+        made._vocabulary, made._handed, made._found = vocabulary, None, Figures(0.0, 0.0, 0)
+        if self.servers:
+            made._pen = _Served(self, self.servers, self.model or "", vocabulary)
+        elif distributed.ranks() > 1:
+            raise RecipeError(
+                f"vLLM inside each of {distributed.ranks()} processes would share their GPUs; start servers: VLLM(servers=[URL], model=NAME)"
+            )
+        else:
+            made._pen = _Inside(self)
+        return made
+
+    def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int]) -> list[Written]:
+        """Hand over the weights where it is time, let vLLM complete, and compare where they are fresh."""
+        fresh = self._handed is None or (step != self._handed and step % self.every == 0)
+        if fresh:
+            self._hand_over(student)
+        if fresh or step % self.every == 0:
+            self._handed = step
+        written = self._complete(prompts, sampling, [_number(seed, step, row) for row in rows], student.live.context) if prompts else []
+        if fresh and self.checked:
+            self._compare(student, prompts, written)
+        return written
+
+    def _hand_over(self, student: Student) -> None:
+        """Every rank brings its share; the first writes them and has them taken in."""
+        if student.quantization:
+            raise RecipeError(f"vLLM takes whole weights, and those of a {student.quantization} student are not; drop quantization, or engine")
+        place = self._place.path if isinstance(self._place, _Temporary) else self._place
+        if distributed.rank() == 0:
+            if place.exists() and not (place / OURS).exists():
+                raise RecipeError(f"{place} is there, and no weights that were handed over; name another VLLM.folder, as this one is written anew")
+            with new_folder(place) as folder:
+                student.hand_over(folder)
+                write_text(folder / OURS, "weights of a student on their way to vLLM\n")
+            self._pen.take(str(place.resolve()))
+        else:
+            student.hand_over(None)
+        distributed.wait()
+
+    def _complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], context: int) -> list[Written]:
+        """Those with room; a prompt that fills the context gets no token."""
+        asked = [n for n, prompt in enumerate(prompts) if len(prompt) < context]
+        ends = sorted(self._vocabulary.end_ids)
+        written = self._pen.complete([prompts[n] for n in asked], sampling, [seeds[n] for n in asked], ends)
+        if beyond := max((token for new in written for token in new.tokens if token >= self._vocabulary.size), default=None):
+            raise EndpointError(f"vLLM wrote token {beyond} of a vocabulary of {self._vocabulary.size}: padding of the head; cut it from the model")
+        there, done = set(asked), iter(written)
+        return [next(done) if n in there else Written() for n in range(len(prompts))]
+
+    def _compare(self, student: Student, prompts: Sequence[list[int]], written: Sequence[Written]) -> None:
+        """What vLLM said of its tokens beside what the student says. Raises LimbeckError beyond the bound."""
+        pairs = [pair for pair in zip(prompts, written, strict=True) if pair[1].tokens][: self.checked]
+        batch = Batch.of([Text.answered(prompt, new.tokens, {}, new.logp) for prompt, new in pairs], "student")
+        objective = Objective([CrossEntropy()])
+        nats_N = student.measure(batch, Nothing(), objective)[objective.terms[0].name]
+        apart_N = batch.logp_N.double() + nats_N.double().cpu()
+        self._found = Figures(float(apart_N.abs().sum()), float(apart_N.sum()), len(apart_N))
+        distance, excess, tokens = distributed.sum_over_ranks(self._found)
+        if tokens:
+            self._see(Figures(distance, excess, int(tokens)), self.bound(student))
+
+    def _see(self, found: Figures, bound: float) -> None:
+        """Whether the two are the same model's."""
+        distance, excess = found.distance / found.tokens, found.excess / found.tokens
+        signed = abs(excess) > bound * max(SIGNED_SHARE, SIGNED_SPREAD / math.sqrt(found.tokens))
+        if distance <= bound and not signed:
+            return
+        above = f"{excess:+.3g} nats a token on average, more than rounding" if signed else f"{distance:.3g} nats a token, beyond {bound:g}"
+        raise LimbeckError(
+            f"what vLLM says of its text and what the student says are apart by {above} (over {found.tokens} tokens): it writes with other "
+            "weights, remembers prompts of older ones, or computes otherwise; see that it takes in new weights, is started in VLLM.dtype and "
+            "without quantisation, or raise alarm_nats"
+        )
+
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """Distance and excess of the draw, where they were compared."""
+        found, self._found = self._found, Figures(0.0, 0.0, 0)
+        return {MISMATCH: (found.distance, found.tokens), EXCESS: (found.excess, found.tokens)}
+
+
+class _Temporary:
+    """A folder of this process's own, made when it is needed, which goes when this does."""
+
+    @cached_property
+    def path(self) -> Path:
+        """Where the weights lie in it."""
+        made = tempfile.mkdtemp(prefix="limbeck-weights-")
+        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+        return Path(made) / "weights"
+
+
+def _number(seed: int, step: int, row: int) -> int:
+    """A row's own seed, below 2^31."""
+    return int(np.random.Generator(np.random.Philox(key=[seed, (step << 32) + row])).integers(2**31))
+
+
+class _Served:
+    """vLLM as servers."""
+
+    def __init__(self, engine: VLLM, urls: Sequence[str], model: str, vocabulary: Vocabulary) -> None:
+        self.server = Server(list(urls), model, concurrency=engine.concurrency, seconds=engine.seconds)
+        self.model, self.longest = model, self.server.see_served()
+        self._prove(vocabulary)
+
+    def _prove(self, vocabulary: Vocabulary) -> None:
+        """See that a server cuts a text as the student does, and tells token ids."""
+        body = {"model": self.model, "prompt": PROBE_TEXT, "max_tokens": 1, "return_token_ids": True, "add_special_tokens": False}
+        theirs = self.server.post("completions", body, lambda found: found["choices"][0]["prompt_token_ids"])
+        if theirs != vocabulary.ids(PROBE_TEXT):
+            raise EndpointError(
+                f"{self.server.base_url} ({self.model}) cuts a text into other tokens than the student does; serve the student's own model"
+            )
+
+    def take(self, folder: str) -> None:
+        """Every server; each must be in its development mode, where it can be told to."""
+        for place in self.server.places:
+            told = place.tell("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+            if why := told or _forgotten(place):
+                raise EndpointError(
+                    f"{place.url} did not take in the weights in {folder} ({why}); start it with VLLM_SERVER_DEV_MODE=1, and give a folder "
+                    "that it sees by this path: VLLM(folder=...)"
+                )
+
+    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
+        """Many calls side by side."""
+        found = dict(self.server.each(range(len(prompts)), lambda n: self._one(prompts[n], sampling, seeds[n], ends)))
+        return [found[n] for n in range(len(prompts))]
+
+    def _one(self, prompt: list[int], sampling: Sampling, seed: int, ends: Sequence[int]) -> Written:
+        room = _room(sampling, self.longest, prompt)
+        body = {"model": self.model, "prompt": prompt, "max_tokens": room, "seed": seed, "logprobs": 0, "return_token_ids": True,
+                "stop_token_ids": list(ends), **_narrowed(sampling)}  # fmt: skip
+        return self.server.post("completions", body, lambda found: _written(found["choices"][0]))
+
+
+def _forgotten(place: Place) -> str | None:
+    """Have a server forget prompts; None where it did, else why not."""
+    why = None
+    for _ in range(FORGETS):
+        if (why := place.tell("reset_prefix_cache")) is None:
+            return None
+        time.sleep(0.1)
+    return why
+
+
+def _room(sampling: Sampling, longest: int | None, prompt: list[int]) -> int:
+    """How many tokens may follow a prompt."""
+    room = sampling.max_tokens if longest is None else min(sampling.max_tokens, longest - len(prompt))
+    if room < 1:
+        raise EndpointError(f"vLLM was started for {longest} tokens, and a prompt has {len(prompt)}; start it with a larger --max-model-len, "
+                            "or lower max_prompt")  # fmt: skip
+    return room
+
+
+def _narrowed(sampling: Sampling) -> dict[str, Any]:
+    """Sampling as vLLM names it; what is at its default is left out."""
+    told = {"top_p": sampling.top_p if sampling.top_p < 1 else None, "top_k": sampling.top_k, "min_p": sampling.min_p or None}
+    return {"temperature": sampling.temperature, **{name: value for name, value in told.items() if value is not None}}
+
+
+def _written(choice: dict[str, Any]) -> Written:
+    """A completion with the nats of its tokens. Raises ValueError where they do not fit each other."""
+    made = Written()
+    made.tokens, made.logp = [int(each) for each in choice["token_ids"]], [float(each) for each in choice["logprobs"]["token_logprobs"]]
+    if len(made.tokens) != len(made.logp) or not made.tokens:
+        raise ValueError(f"{len(made.tokens)} tokens, {len(made.logp)} log-probabilities")
+    return made
+
+
+class _Inside:
+    """vLLM in this process, opened with the first weights."""
+
+    def __init__(self, engine: VLLM) -> None:
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise RecipeError(
+                "vLLM is not installed here; pip install vllm, or start servers and name them: VLLM(servers=[URL], model=NAME)"
+            ) from None
+        self.vllm: Any = vllm
+        self.engine, self.llm = engine, None
+
+    def take(self, folder: str) -> None:
+        """The first time it is opened with them."""
+        if self.llm is None:
+            self.llm: Any = self.vllm.LLM(model=folder, dtype=self.engine.dtype, generation_config="vllm", **(self.engine.options or {}))
+            return
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not self.llm.reset_prefix_cache():
+            raise LimbeckError("vLLM does not forget the prompts that it remembers; open it with options={'enable_prefix_caching': False}")
+
+    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
+        """All in one call."""
+        longest: int = self.llm.llm_engine.model_config.max_model_len
+        settings = {"logprobs": 0, "stop_token_ids": list(ends), **_narrowed(sampling)}
+        rooms = [_room(sampling, longest, prompt) for prompt in prompts]
+        asked = [self.vllm.SamplingParams(max_tokens=room, seed=seed, **settings) for room, seed in zip(rooms, seeds, strict=True)]
+        found = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
+        return [self._read(each.outputs[0]) for each in found]
+
+    @staticmethod
+    def _read(output: Any) -> Written:
+        made = Written()
+        made.tokens = list(output.token_ids)
+        made.logp = [float(said[token].logprob) for token, said in zip(made.tokens, output.logprobs, strict=True)]
+        return made
