@@ -123,7 +123,7 @@ def s3(port: int = 0) -> Iterator[str]:
         try:
             _, port = server.get_host_and_port()
             led(patch, port)
-            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+            fsspec.filesystem("s3", skip_instance_cache=True).makedirs("bucket", exist_ok=True)  # what moto holds is of the process
             yield "s3://bucket"
         finally:
             server.stop()
