@@ -30,6 +30,7 @@ from limbeck.decoding import Sampling, Written
 from limbeck.engines import ALARM_NATS, EXCESS, MISMATCH, VLLM, Figures
 from limbeck.errors import LimbeckError
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from limbeck.machine import Precision
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.optimizer import AdamW
 from limbeck.quickstart import HELDOUT
@@ -50,6 +51,13 @@ def shrunk(model: str, layers: int, where: Path) -> str:
         whole.config.layer_types = whole.config.layer_types[:layers]
     whole.save_pretrained(where)
     AutoTokenizer.from_pretrained(model).save_pretrained(where)
+    return str(where)
+
+
+def served(student: str, where: Path, dtype: Precision = "bfloat16") -> str:
+    """A folder to start a server from: with a head of its own, since vLLM on a processor keeps an old head of one that is the embedding."""
+    where.mkdir()
+    lb.Student(student, dtype=dtype).load(1).hand_over(where)
     return str(where)
 
 
@@ -142,11 +150,13 @@ def planted(steps: Steps, faults: Sequence[str] = tuple(FAULTS), most: int = 10)
 
 
 def remembered(model: str, work: Path) -> dict[str, Any]:
-    """The whole model, all of its weights moved by a share of their spread, its prompts remembered: with and without the reset."""
+    """The whole model in float32, all of its weights moved by a share of their spread, its prompts remembered: with and without the reset."""
     found, share = dict[str, Any](), 0.03
-    with serving(model, work / "remembered.log", "bfloat16", name="student") as url:
-        student = lb.Student(model, dtype="bfloat16").load(8)
-        source = lb.OnPolicy(asked(work, SEQUENCES), sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student", alarm_nats=100.0))
+    with serving(served(model, work / "remembered", "float32"), work / "remembered.log", "float32", name="student") as url:
+        student = lb.Student(model, dtype="float32").load(8)
+        source = lb.OnPolicy(
+            asked(work, SEQUENCES), sequences=SEQUENCES, sampling=Sampling(TOKENS), engine=VLLM([url], "student", dtype="float32", alarm_nats=100.0)
+        )
         source = source.load(student.live.vocabulary, Share())
         (place,) = source.engine._pen.server.places
         tell, draw = place.tell, torch.Generator().manual_seed(0)
@@ -166,7 +176,7 @@ def _stops(engine: VLLM, figures: dict[str, float]) -> bool:
     """Whether a run with the alarm as it is by default would stop there."""
     tokens = engine.checked * TOKENS
     try:
-        engine._see(Figures(figures[MISMATCH] * tokens, figures[EXCESS] * tokens, tokens), ALARM_NATS["bfloat16"])
+        engine._see(Figures(figures[MISMATCH] * tokens, figures[EXCESS] * tokens, tokens), ALARM_NATS["float32"])
     except LimbeckError:
         return True
     return False
@@ -240,7 +250,7 @@ def measured(model: str, steps: int, rounds: int, work: Path, only: str) -> dict
     if only == "remembered":
         return {"remembered": remembered(model, work)}
     folder, found = shrunk(model, LAYERS, work / "student"), dict[str, Any]()
-    with serving(folder, work / "log", "bfloat16", name="student") as url:
+    with serving(served(folder, work / "served"), work / "log", "bfloat16", name="student") as url:
         loop = begun(folder, model, asked(work, 32), url, steps)
         if only != "speed":
             found = {"agreement": agreement(loop, steps), "planted": planted(loop)}

@@ -24,7 +24,7 @@ def vllm_writer() -> str:
         f"{found['layers']} layers of SmolLM2-135M-Instruct, bfloat16, {found['sequences']} sequences of at most {found['max_tokens']} tokens a step"
     )
     about = f"{size}, learning rate {found['learning_rate']:g}. {found['server']}."
-    whole = f"The whole model, whose prompts the server remembers, all weights moved by {100 * moved['moved_by']:.0f} % of their spread:"
+    whole = f"The whole model in float32, whose prompts the server remembers, all weights moved by {100 * moved['moved_by']:.0f} % of their spread:"
     remembered = table(["its weights", f"`{MISMATCH}`", f"`{EXCESS}`", "the run stops"], seen)
     return "\n\n".join([text, table(["left out", "the run stops"], left_out), about, whole, remembered])
 

@@ -108,6 +108,19 @@ class OpenModel(ABC):
         self.module.save_pretrained(folder, state_dict=whole)
         self.vocabulary.tokenizer.save_pretrained(folder)
 
+    def save_untied(self, folder: Path, whole: dict[str, Tensor]) -> None:
+        """The same of all weights by name, a head that is the embedding written a second time, as its own."""
+        causal: Any = self.causal
+        head, config = causal.get_output_embeddings(), causal.config
+        if head is None or not getattr(config, "tie_word_embeddings", False):
+            return self.save(folder, whole)
+        mine, theirs = (next(name for name, each in causal.named_modules() if each is part) for part in (head, causal.get_input_embeddings()))
+        config.tie_word_embeddings = False
+        try:
+            self.save(folder, {**whole, f"{mine}.weight": whole[f"{theirs}.weight"].clone()})
+        finally:
+            config.tie_word_embeddings = True
+
 
 @dataclass
 class HeadedModel(OpenModel):

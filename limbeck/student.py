@@ -232,7 +232,7 @@ class Student(Part):
             self.live.save(folder, whole)
 
     def hand_over(self, folder: Path | None) -> None:
-        """Write the weights as its arithmetic rounds them, for whoever writes in its place.
+        """Write the weights as its arithmetic rounds them, for whoever writes in its place; a head that is the embedding becomes one of its own.
 
         Every rank must call; those that only bring their share give no folder.
         """
@@ -242,7 +242,7 @@ class Student(Part):
             weights = self.live.module.named_parameters()
             narrow = {name: whole_tensor(weight.detach()).to(self.live.compute) for name, weight in weights}
             if folder is not None:
-                self.live.save(folder, narrow)
+                self.live.save_untied(folder, narrow)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""
