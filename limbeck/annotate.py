@@ -26,6 +26,7 @@ from limbeck.licences import from_plain, of_recorded, plain_licences
 from limbeck.places import fingerprint
 from limbeck.progress import Progress, clock
 from limbeck.shards import Damage
+from limbeck.storage import here, writing
 from limbeck.teachers import Local
 
 PIECE_ROWS = 256
@@ -81,12 +82,14 @@ class Estimate:
         return f"{self.rows:,} rows are to come, about {self.tokens:,} completion tokens, {self.bytes / 1e6:,.1f} MB{time}"
 
 
-def annotate(asked: Annotation, out: Path) -> Cache:
+def annotate(asked: Annotation, out: Path | str) -> Cache:
     """Fill a cache with what a teacher says of some data; what is there already is not asked again, what is damaged is.
 
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end, after saving.
     """
-    return [each.run() for each in fillings(asked, out)][-1]
+    out = here(out)
+    with writing(out):
+        return [each.run() for each in fillings(asked, out)][-1]
 
 
 def fillings(asked: Annotation, out: Path) -> "list[Filling]":
@@ -99,10 +102,10 @@ def fillings(asked: Annotation, out: Path) -> "list[Filling]":
     return [Filling(held, teacher, out / HELD_OUT, asked.held_out_rows), whole]
 
 
-def verify(out: Path) -> list[Damage]:
+def verify(out: Path | str) -> list[Damage]:
     """Read every byte of a cache: what is missing or damaged."""
     found = list[Damage]()
-    for folder in folders(out):
+    for folder in folders(here(out)):
         cache = Cache(folder, Manifest.read(folder), known=False)
         found += cache.shards.verify()
         try:

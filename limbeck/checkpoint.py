@@ -5,7 +5,6 @@ begin stands in the head of each file; any number of ranks reads back what it is
 but the files and their names is asked when they are read.
 """
 
-import shutil
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,7 @@ from typing import Any
 
 from limbeck import distributed
 from limbeck.errors import CheckpointError
-from limbeck.files import new_folder, read_json, write_json
+from limbeck.files import new_folder, read_json, remove_folder, write_json
 from limbeck.lazy import Tensor, torch
 
 FILE_BYTES = 2**29
@@ -157,4 +156,4 @@ def prune(folder: Path, last: int, also: int | None) -> None:
     """Keep the newest `last` checkpoints, and the one after `also` steps."""
     for step in steps(folder)[: -last or None]:
         if step != also:
-            shutil.rmtree(place(folder, step))
+            remove_folder(place(folder, step))

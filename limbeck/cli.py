@@ -11,6 +11,7 @@ from limbeck.cli_evaluate import evaluate
 from limbeck.cli_export import export
 from limbeck.cli_plan import plan
 from limbeck.errors import LimbeckError, RecipeError, Stopped, did_you_mean
+from limbeck.storage import named
 from limbeck.terminal import show_table as _table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def distill(
 
     ran = placed(on, workers, resource, lambda: carry_out(planned, out), "stages", planned, out)
     if rank() == 0:
-        print(f"student: {ran / 'student'}")
+        print(named(f"student: {ran / 'student'}"))
     leave()
 
 
@@ -251,7 +252,7 @@ def condense(
     given = {"per_class": per_class, "network": network, "model": model, "rows": rows, "steps": steps}
     asked = asked_for(data, method, given, settings)
     product = run(replace(asked, accept_license=list(dict.fromkeys([*asked.accept_license, *(accept_license or [])]))), out)
-    print(f"{product.file}: {product.rows:,} rows; {', '.join(f'{name} {value}' for name, value in product.figures.items())}")
+    print(named(str(product.file)) + f": {product.rows:,} rows; {', '.join(f'{name} {value}' for name, value in product.figures.items())}")
 
 
 @app.command()
@@ -263,7 +264,7 @@ def report(
     """Draw one page from one or many runs: what transferred and where not, curves, tables, completions, costs, provenance."""
     from limbeck.report import report as draw
 
-    print(f"report: {draw(runs, out or runs[0] / 'report.html', data=data)}" + (f"\ndata:   {data}" if data else ""))
+    print(named(f"report: {draw(runs, out or runs[0] / 'report.html', data=data)}") + (f"\ndata:   {data}" if data else ""))
 
 
 app.command()(export)
@@ -300,14 +301,14 @@ def main() -> None:
         from limbeck.distributed import leave, rank
 
         if rank() == 0:
-            print(f"limbeck: {error}", file=sys.stderr)
+            print(named(f"limbeck: {error}"), file=sys.stderr)
         leave(error.code)
         sys.exit(error.code)
     except LimbeckError as error:
         from limbeck.distributed import break_off, speaks
 
         if speaks():
-            print(f"limbeck: {error}", file=sys.stderr)
+            print(named(f"limbeck: {error}"), file=sys.stderr)
         break_off(2)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from limbeck.privacy import shareable
 from limbeck.progress import Progress
 from limbeck.run import see_recipe
 from limbeck.settings_file import yaml_of
+from limbeck.storage import here
 
 
 @part
@@ -74,7 +75,7 @@ def condense(asked: Condense, out: Path | str) -> Product:
 
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where SIGINT or SIGTERM asked for the end, after saving.
     """
-    out = Path(out)
+    out = here(out)
     see_recipe(out, asked)
     licences = known(out / "provenance.json") or asked.licences
     gate([each for found in licences.values() for each in found], asked.accept_license)

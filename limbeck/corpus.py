@@ -31,6 +31,7 @@ from limbeck.ledger import Ledger
 from limbeck.licences import Licence, gate, of_data
 from limbeck.overlap import Overlap, near_duplicates, text_of
 from limbeck.remembered import Account
+from limbeck.storage import here
 from limbeck.teachers import Teacher
 from limbeck.verifiers import Verifier
 
@@ -124,13 +125,13 @@ class Order(Part):
         return list(dict.fromkeys(found))
 
 
-def write_corpus(order: Order, out: Path) -> Card:
+def write_corpus(order: Order, out: Path | str) -> Card:
     """Write a corpus into `out`: `corpus.jsonl`, `card.json`, `README.md`, and the ledger of all that was answered.
 
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end. A budget that
     is spent ends the writing, not the work: the corpus is made of what is there, and its card says so.
     """
-    licences = order.licences
+    out, licences = here(out), order.licences
     gate(licences, order.accept_license)
     with claimed(out), Ledger(out / "ledger.sqlite") as ledger, Interrupts(patient=False):
         try:

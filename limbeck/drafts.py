@@ -11,6 +11,7 @@ from limbeck.errors import DataError, RecipeError
 from limbeck.files import write_json, write_text
 from limbeck.machine import Opening, Precision
 from limbeck.progress import warn
+from limbeck.storage import here
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def evaluate_pair(
         return Shown([], [LEGEND], texts)
     found = acceptance(target, draft, [ids for _, ids in fitting], sampling)
     if out:
+        out = here(out)
         write_json(out, found.plain())
         draw(found, out.with_suffix(".html"))
     figures, words = told(found)

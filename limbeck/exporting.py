@@ -20,6 +20,7 @@ from limbeck.machine import Opening
 from limbeck.models import module_of, see_files, tokenizer_of
 from limbeck.places import BASE, MODULE
 from limbeck.privacy import expanded, shareable
+from limbeck.storage import here, named
 from limbeck.vocabulary import Vocabulary
 
 STUDENT, ADAPTERS = "student", "adapter_config.json"
@@ -131,7 +132,7 @@ def _of_run(run: Path, name: str) -> Origin:
 def _beside(origin: Origin, chosen: str, kind: str) -> Path:
     place = (origin.run or origin.student).resolve()
     place = place.parent if origin.run and place.name != origin.name else place  # a stage's run lies in its pipeline's
-    return place.with_name(f"{origin.name}-{kind if chosen == 'gguf' else chosen}")
+    return here(named(str(place.with_name(f"{origin.name}-{kind if chosen == 'gguf' else chosen}"))))
 
 
 # The formats: each fills a folder, and says what is in it, how it is used, and what the hub should know

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from limbeck import storage
 from limbeck.errors import LimbeckError
 
 UNDONE = ".undone"
@@ -66,6 +67,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, atomically."""
     with _one_line(path):
         _write_bytes(path, data)
+    storage.told(path)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -126,6 +128,7 @@ def new_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends well, replacing what was there."""
     with _one_line(path), _new_folder(path) as work:
         yield work
+    storage.told(path)
 
 
 @contextmanager
@@ -137,6 +140,7 @@ def _new_folder(path: Path) -> Generator[Path]:
         os.chmod(work, 0o755)
         for file in work.rglob("*"):
             sync(file)
+        storage.whole(path)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".old.{path.name}."))
             os.replace(path, old / path.name)
@@ -150,9 +154,18 @@ def _new_folder(path: Path) -> Generator[Path]:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what is in it; it is there whole or not at all."""
+    storage.whole(path)
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNDONE))
+    os.replace(path, old / path.name)
+    shutil.rmtree(old)
+    storage.told(path)
+
+
 @contextmanager
 def claimed(folder: Path) -> Generator[None]:
-    """Have a folder for ourselves, made where it is not there, for as long as the block lasts.
+    """Have a folder for ourselves, made where it is not there, for as long as the block lasts; in a store too, where it lies in one.
 
     Raises LimbeckError where another process has it, or it cannot be written to.
     """
@@ -167,7 +180,7 @@ def claimed(folder: Path) -> Generator[None]:
         busy = isinstance(error, BlockingIOError)
         why = f"{folder} is in use by another process; wait for it" if busy else f"cannot write to {folder} ({error.strerror})"
         raise LimbeckError(f"{why}{', or ' if busy else '; '}give another --out") from None
-    with lock:
+    with lock, storage.writing(folder):
         yield
 
 

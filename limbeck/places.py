@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from limbeck.errors import ModelError
 from limbeck.privacy import expanded
+from limbeck.storage import cache_folder as cache_folder  # what is made once for a user is a place too
 
 NOT_HERE = "give a folder, a GGUF file or a name on the hub"
 CALL = r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(\(.*\))?"
@@ -16,11 +16,6 @@ MODULE = "module"
 """Where the config.json of a torch module that we saved says what function it is made by."""
 PROBES, PROBE_BYTES = 32, 2**16
 """Of a large file so many pieces are read, evenly spread: to read all of it takes as long as to load it."""
-
-
-def cache_folder() -> Path:
-    """Where what is made once for a user is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
 
 
 def is_call(name: str) -> bool:

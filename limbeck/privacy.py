@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from limbeck.storage import here, named, url_of
+
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 """Environment variables of such names hold secrets."""
 SHORTEST = 8
@@ -14,8 +16,9 @@ SHORTEST = 8
 def shareable(text: str) -> str:
     """The text with `~` for the home folder, `$USER` for the user name where it names a folder, `$NAME` for secrets of the environment.
 
-    What it puts into paths is what `expanded` takes out again.
+    A mirror of a store is written as its URL. What it puts into paths is what `expanded` takes out again.
     """
+    text = named(text)
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= SHORTEST:
             text = text.replace(value, f"${name}")
@@ -31,5 +34,7 @@ def _user() -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as the machine knows it."""
+    """A path as the machine knows it; of a URL, the mirror, filled."""
+    if url_of(path):
+        return here(path)
     return Path(str(path).replace("$USER", _user())).expanduser()

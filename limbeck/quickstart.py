@@ -34,6 +34,7 @@ from limbeck.report import report
 from limbeck.rollouts import OnPolicy
 from limbeck.run import Run
 from limbeck.sources import Corpus, Source, texts_of
+from limbeck.storage import here
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 from limbeck.train import distill
@@ -173,6 +174,7 @@ def quickstart(
     out: Path, teacher: str | None, layers: int, minutes: float, steps: int | None, prompts: int | None, accepted: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Distill end to end into `out`; returns the comparison (columns, rows, samples) that the report shows first."""
+    out = here(out)
     asked = _some(PROMPTS, prompts, out / "prompts.jsonl")
     asked_held = _some(HELDOUT, prompts and max(4, prompts // 6), out / "heldout.jsonl")
     gguf = packaged_teacher() if teacher is None else Path(teacher) if teacher.endswith(".gguf") else None

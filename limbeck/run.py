@@ -12,12 +12,12 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from limbeck import checkpoint, distributed
+from limbeck import checkpoint, distributed, storage
 from limbeck.batch import Batch
 from limbeck.config import read_yaml, to_yaml
 from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped, is_out_of_memory
@@ -68,7 +68,7 @@ class Run:
 
     def __init__(self, out: Path | str, recipe: Any) -> None:
         distributed.start()
-        self.out, self.recipe = Path(out), recipe
+        self.out, self.recipe = storage.here(out), recipe
         self.ranks, self.rank = distributed.ranks(), distributed.rank()
         self.leads = self.rank == 0
         """Whether this rank writes the files; all others only know what is in them."""
@@ -84,6 +84,7 @@ class Run:
         self._evaluations = dict[str, Any]()
         self._progress: Progress | None = None
         self._interrupts = Interrupts()
+        self._claimed = ExitStack()
         self._trackers = Trackers(recipe.trackers if self.leads else [], self.out)
         if self.leads:
             see_recipe(self.out, recipe)
@@ -107,8 +108,7 @@ class Run:
         finally:
             self._interrupts.__exit__()
             self._trackers.close()
-            if self.leads:
-                self._lock.close()
+            self._claimed.__exit__(*sys.exc_info())
 
     def _saved_and_left(self, number: int) -> Stopped:
         """Save the weights as the last whole step left them; what to say of it."""
@@ -125,17 +125,18 @@ class Run:
         """Take the folder for ourselves, and see that it is this recipe's."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.out / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = self._claimed.enter_context((self.out / ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            self._claimed.close()
             raise CheckpointError(f"{self.out} is in use by another process; wait for it, or give another --out") from None
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.out} ({error.strerror}); give another --out") from None
         try:
+            self._claimed.enter_context(storage.writing(self.out))
             self._write_recipe()
         except LimbeckError:
-            self._lock.close()
+            self._claimed.close()
             raise
 
     def _write_recipe(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import yaml
 
 from limbeck.errors import LimbeckError, RecipeError
+from limbeck.storage import here
 
 _TAG = "tag:yaml.org,2002:"
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
@@ -78,7 +79,7 @@ def _at(path: Path, mark: yaml.Mark) -> str:
 
 def open_settings(path: Path) -> SettingsFile:
     """Read a file of settings with its lines. Raises RecipeError for one that is missing, malformed, empty or no mapping."""
-    text = _text(path)
+    text = _text(here(path))
     try:
         loader = _Loader(text)
         root = loader.get_single_node()

@@ -14,6 +14,7 @@ from limbeck.files import new_folder, write_json
 from limbeck.licences import of_model, record
 from limbeck.machine import Opening
 from limbeck.sources import texts_of
+from limbeck.storage import here
 
 if TYPE_CHECKING:
     from limbeck.batch import Batch
@@ -81,7 +82,7 @@ def shrink(teacher: str, shape: Shape, out: Path | str, data: str | None = None)
     from limbeck.batch import Batch
     from limbeck.models import open_model
 
-    out = Path(out)
+    out = here(out)
     if out.exists():
         raise RecipeError(f"{out} is there already; name another folder, or remove it")
     if shape.needs_text and data is None:

@@ -16,6 +16,7 @@ from limbeck.pipeline import Pipeline, Plan
 from limbeck.privacy import shareable
 from limbeck.recipe import Recipe
 from limbeck.run import see_recipe
+from limbeck.storage import here
 from limbeck.student import Student
 
 RESOLVED, SUMMARY = "pipeline.yaml", "summary.json"
@@ -29,7 +30,7 @@ def distill_stages(pipeline: Pipeline, out: Path | str) -> Student:
     """
     from limbeck.train import distill
 
-    out = Path(out)
+    out = here(out)
     distributed.start()
     leads = distributed.rank() == 0
     with claimed(out) if leads else nullcontext():
@@ -81,6 +82,7 @@ def carry_out(plan: Plan, out: Path) -> Path:
     """Run what a file asks for, unless it is finished; the folder of the run whose student is the product."""
     from limbeck.train import distill
 
+    out = here(out)
     if isinstance(plan, Pipeline):
         see_folder(plan, out)
         if not (out / SUMMARY).exists():

@@ -17,6 +17,7 @@ from limbeck.errors import RecipeError
 from limbeck.files import write_json, write_text
 from limbeck.pipeline import Plan
 from limbeck.stages import carry_out, ended, product
+from limbeck.storage import here
 
 LONGEST = 120
 """Of a folder's name; longer ones are cut, and end in a digest."""
@@ -83,7 +84,7 @@ def _folder(values: dict[str, str]) -> str:
 
 def sweep(asked: Sequence[Point], out: Path) -> dict[str, Any]:
     """Run one after the other, those that are finished not again; the table: `columns`, `rows`, and the `runs` that they are of."""
-    runs = list[dict[str, Any]]()
+    out, runs = here(out), list[dict[str, Any]]()
     for each in asked:
         folder = product(each.plan, out / each.folder)
         carry_out(each.plan, out / each.folder)

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "limbeck"
 FLOORS = [
     set(rooms.split())
     for rooms in (
-        "cluster config errors files gguf_metadata interrupt lazy llamacpp places privacy progress publish settings_file shards terminal",
+        "cluster config errors files gguf_metadata interrupt lazy lease llamacpp mirror places privacy progress publish "
+        "settings_file shards storage terminal",
         "alignment answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
         "pieces prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",

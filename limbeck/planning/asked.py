@@ -17,6 +17,7 @@ from limbeck.planning.others import beside
 from limbeck.planning.picture import picture
 from limbeck.planning.plan import Assumed, Planned, Row, plan
 from limbeck.planning.roofline import Machine, published
+from limbeck.storage import here
 
 API = "https://api.openai.com/v1"
 """Where a model is taken to be that has a price and lies nowhere here; it is never called."""
@@ -100,7 +101,7 @@ class Asked:
 def planned(asked: Asked, machine: AskedMachine, assumed: Assumed, runs: Sequence[Path] = ()) -> Planned:
     """The plan of all that is asked."""
     found = asked.candidates()
-    return plan(found, machine.found(), assumed, runs)
+    return plan(found, machine.found(), assumed, [here(run) for run in runs])
 
 
 COLUMNS = ["way", "GB", "disk", "PFLOP", "s a step", "all", "US $", "pays after", "T W"]
@@ -168,6 +169,7 @@ def advised(made: Planned) -> list[list[str]]:
 
 def keep(made: Planned, out: Path) -> None:
     """Write `plan.json` and `plan.svg`."""
+    out = here(out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "plan.json", made.as_plain())
     write_text(out / "plan.svg", picture(made))

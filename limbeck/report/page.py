@@ -11,6 +11,7 @@ from limbeck.files import write_text
 from limbeck.report.blocks import between, colour, dash, number
 from limbeck.report.content import content
 from limbeck.report.reading import opened
+from limbeck.storage import here
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,11 +30,12 @@ def report(
     """
     if not runs and table is None:
         raise CheckpointError("a report of no runs was asked for; give at least one run folder, as distill wrote it")
-    found = content(opened([Path(run) for run in runs]), table, title)
-    target = Path(out) / "report.html" if Path(out).is_dir() else Path(out)
+    found = content(opened([here(run) for run in runs]), table, title)
+    place = here(out)
+    target = place / "report.html" if place.is_dir() else place
     page = html(found)
     if data is not None:
-        write_text(Path(data), json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(here(data), json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(target, page)
     return target
 

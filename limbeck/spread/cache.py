@@ -8,6 +8,7 @@ from typing import Any
 from limbeck.annotate import Annotation, Filled, Filling, fillings
 from limbeck.cluster import Cluster
 from limbeck.spread.work import Begun, Done, Job, carried_out
+from limbeck.storage import here
 
 
 @dataclass
@@ -45,4 +46,5 @@ class Annotating(Job):
 
 def spread(cluster: Cluster, asked: Annotation, out: Path) -> Filled:
     """See `annotate`, on a cluster."""
+    out = here(out)
     return carried_out(Annotating(asked, out), cluster, out)

@@ -16,6 +16,7 @@ from limbeck.ledger import Journal, Ledger
 from limbeck.licences import gate
 from limbeck.remembered import Account
 from limbeck.spread.work import Begun, DeskPurse, Done, Job, carried_out
+from limbeck.storage import here
 
 PROMPTS = 32
 """Prompts of a piece of a corpus: many enough to keep a server busy, few enough that no worker is left alone with many at the end."""
@@ -84,4 +85,5 @@ class Writing(Job):
 def spread(cluster: Cluster, order: Order, out: Path, prompts: int = PROMPTS) -> Card:
     """See `write_corpus`, on a cluster. prompts: of a piece."""
     gate(order.licences, order.accept_license)
+    out = here(out)
     return carried_out(Writing(order, out, prompts), cluster, out, (order.budget_usd, order.budget_flops))

@@ -14,6 +14,7 @@ from limbeck.progress import Progress
 from limbeck.recipe import Recipe
 from limbeck.spread.work import Over, Works
 from limbeck.stages import SUMMARY, begin, ended, finished, product, see_folder
+from limbeck.storage import here, writing
 from limbeck.train import distill
 
 
@@ -23,6 +24,7 @@ def spread(cluster: Cluster, plan: Plan, out: Path) -> Path:
     A stage has its own `resources`, or the command's. Raises LimbeckError, in one line, for what is the user's to mend; Stopped where
     a signal asked for the end, after each stage under way has saved.
     """
+    out = here(out)
     if isinstance(plan, Pipeline):
         see_folder(plan, out)
         if (out / SUMMARY).exists():
@@ -87,4 +89,5 @@ def _distilled(recipe: Recipe, out: Path) -> None:
 def _made(out: Path) -> Generator[None]:
     """A run folder, which the run itself claims."""
     out.mkdir(parents=True, exist_ok=True)
-    yield
+    with writing(out):
+        yield

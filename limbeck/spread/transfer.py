@@ -12,6 +12,7 @@ from limbeck.batch import Batch
 from limbeck.cluster import Cluster
 from limbeck.files import new_folder, read_json
 from limbeck.spread.work import Begun, Done, Job, carried_out
+from limbeck.storage import here
 from limbeck.student import Student
 from limbeck.transfer.measure import Transfer, measured, warmths
 from limbeck.transfer.rows import Asked
@@ -149,5 +150,6 @@ def spread(
     category: str | None = None, passes: int = PASSES,
 ) -> dict[str, Any]:  # fmt: skip
     """See `evaluate_transfer`, on a cluster: what `evaluation.json` holds. passes: of a piece."""
+    out = here(out)
     carried_out(Evaluating(who, asked, out, tasks or TasksAsked(), robustness, category, passes), cluster, out)
     return read_json(out / "evaluation.json")

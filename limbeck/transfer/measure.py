@@ -19,6 +19,7 @@ from limbeck.files import claimed, read_json, read_jsonl, write_json, write_json
 from limbeck.places import fingerprint
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
+from limbeck.storage import here
 from limbeck.student import Student
 from limbeck.targets import Targets
 from limbeck.teachers import Local, Silent, Teacher
@@ -230,6 +231,7 @@ def evaluate_transfer(
 
     Raises VocabularyError for students and teachers that do not mean the same by a token.
     """
+    out = here(out)
     with claimed(out):
         return measured(Transfer(subjects, asked, out, tasks, robustness, category))
 

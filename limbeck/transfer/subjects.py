@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from limbeck.config import plain
 from limbeck.errors import CheckpointError, RecipeError
+from limbeck.storage import here
 from limbeck.student import Student
 from limbeck.teachers import Local, Silent, Teacher
 from limbeck.transfer.baselines import BASELINES, baseline
@@ -66,6 +67,7 @@ def of_runs(runs: Sequence[Path], teacher: Teacher | None, baselines: bool) -> S
     teacher: judges all of them; by default the runs' own, which must then be one. baselines: train, below each run, the same student
     from the same start and from nothing on the run's text alone. Raises CheckpointError for folders that are no runs.
     """
+    runs = [here(run) for run in runs]
     recipes = {run: read_run(run) for run in runs}
     names = _names(runs)
     found = Subjects({}, teacher or Silent())
