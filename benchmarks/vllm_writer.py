@@ -95,7 +95,7 @@ class Steps:
     """A student that learns from a teacher on text that vLLM writes, a step at a time."""
 
     def __init__(self, student: lb.Student, teacher: Any, source: lb.OnPolicy) -> None:
-        self.student, self.teacher, self.source, self.objective = student, teacher, source, Objective([lb.ReverseKL()])
+        self.student, self.teacher, self.source, self.objective = student, teacher, source, Objective([lb.ForwardKL()])
         self.step = 0
 
     def draw(self) -> Batch:
@@ -127,7 +127,7 @@ def agreement(steps: Steps, count: int) -> list[dict[str, Any]]:
             row["a step before"] = apart(batch, token_nats(steps.student, batch))
             put_back(steps.student, now)
         before = weights_of(steps.student)
-        row["reverse_kl_nats"] = round(steps.learn(batch), 4)
+        row["forward_kl_nats"] = round(steps.learn(batch), 4)
         found.append(row)
         print(row, flush=True)
     return found
@@ -137,7 +137,7 @@ FAULTS = {"stale weights": "collective_rpc", "stale prefix cache": "reset_prefix
 """What is planted, and what a server is not told for it."""
 
 
-def planted(steps: Steps, faults: Sequence[str] = tuple(FAULTS), most: int = 10) -> dict[str, Any]:
+def planted(steps: Steps, faults: Sequence[str] = tuple(FAULTS), most: int = 6) -> dict[str, Any]:
     """A reload that is left out at each step, and then the reset of the prefix cache: after how many steps the run stops, and what it says."""
     (place,) = steps.source.engine._pen.server.places
     tell, found = place.tell, dict[str, Any]()

@@ -60,4 +60,4 @@ def _range(rows: list[dict], which: str, key: str) -> tuple[float, float]:
 
 
 def _caught(steps: int | None) -> str:
-    return "not within 10 steps" if steps is None else f"after {steps} {'step' if steps == 1 else 'steps'}"
+    return "not within 6 steps" if steps is None else f"after {steps} {'step' if steps == 1 else 'steps'}"
