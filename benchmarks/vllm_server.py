@@ -84,7 +84,7 @@ def command(model: str, port: int, name: str, dtype: str = "bfloat16") -> list[s
     interpreter = python()
     assert interpreter, "install() first"
     options = ["--dtype", dtype, "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm", "--host", "127.0.0.1"]
-    options += ["--no-enable-chunked-prefill"]  # this build ends at a seeded request whose prompt is read in two: "CPU Generator does not use offset"
+    options += ["--no-enable-chunked-prefill"]  # this build ends where a prompt of a seeded request is read in two
     entry = [str(interpreter), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     return [*entry, "--port", str(port), *options]
 

@@ -126,7 +126,8 @@ def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) 
         student.hand_over(folder)
         for weight in student.live.module.parameters():
             weight.data.mul_(1.05)
-    order = {"dtype": "float32", "options": {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}, "folders": [str(folder) for folder in folders],
+    options = {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}
+    order = {"dtype": "float32", "options": options, "folders": [str(folder) for folder in folders],
              "prompts": prompts, "max_tokens": 24, "ends": sorted(vocabulary.end_ids)}  # fmt: skip
     root, script = Path(__file__).resolve().parents[1], Path(__file__).with_name("inside_vllm.py")
     done = subprocess.run([str(vllm_server.python()), str(script)], input=json.dumps(order), text=True, capture_output=True, check=False,
