@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
-from limbeck.lease import NAME, Leases, made
+from limbeck.lease import NAME, Busy, Lease, Leases, made
 
 MARK = ".undone"
 """The object in a folder of a store that says it is not whole: written first, removed last. What lies below is not read."""
@@ -117,6 +118,33 @@ class Mirror:
         told = (self.only, f"{Path(self.only).stem}.card.json", "card.json", "README.md")
         return name in told or name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))
 
+    # Whose it is
+
+    def take(self) -> bool:
+        """Take the lease; whether the mirror is what the store holds, or ahead of it: filled under this very lease, and not left half filled."""
+        self._awaited()
+        return self.is_filled(self.leases.mine)
+
+    def _awaited(self) -> None:
+        """Take the lease; one that nobody renews is waited for until it has run out. Raises Busy where somebody renews it."""
+        seen: float | None = None
+        while True:
+            try:
+                self.leases.take()
+                return
+            except Busy as busy:
+                if seen is not None and busy.until > seen:
+                    raise
+                if seen is None:
+                    print(f"limbeck: {busy}; looking for up to {max(0.0, busy.until - time.time()):.0f} s whether it is alive", file=sys.stderr)
+                seen = busy.until
+                time.sleep(min(1.0, max(0.01, (busy.until - time.time()) / 20)))
+
+    def is_filled(self, lease: Lease | None) -> bool:
+        """Whether it was filled under this lease of ours."""
+        file = self.home / "filled"
+        return lease is not None and lease.owner == self.leases.owner and file.exists() and file.read_text() == str(lease.number)
+
     # From the store
 
     def fill(self) -> None:
@@ -128,6 +156,8 @@ class Mirror:
                 self._fetch(there)
                 if self._there() == there:
                     self.filled = time.monotonic()
+                    if self.leases.mine is not None:
+                        _replaced(self.home / "filled", str(self.leases.mine.number).encode())
                     return
         raise LimbeckError(f"{self.url} changes while it is read; wait for whoever writes it")
 

@@ -146,10 +146,10 @@ class Kept:
 
         def work() -> None:
             last = self.mirror.leases.newest() if self.mirror.only is None else None
-            if last is None or last.owner != self.mirror.leases.owner:
-                self.mirror.fill()
-            else:
+            if self.mirror.is_filled(last):
                 self.mirror.filled = time.monotonic()
+            else:
+                self.mirror.fill()
 
         persistently(self.url, work)
 
@@ -172,7 +172,7 @@ class Kept:
         fcntl.flock(self._held, fcntl.LOCK_SH)
 
         def work() -> None:
-            if not self.mirror.leases.take():
+            if not self.mirror.take():
                 self.mirror.fill()
 
         try:
@@ -275,7 +275,7 @@ class Kept:
         """Send what was written although nobody had the folder; what others did since we looked is fetched after it."""
 
         def work() -> None:
-            ours = self.mirror.leases.take()
+            ours = self.mirror.take()
             while not self.mirror.send():
                 pass
             self.mirror.settle() if ours else self.mirror.fill()

@@ -167,7 +167,7 @@ def test_a_store_that_is_not_there_is_one_line(made, tmp_path) -> None:
 
 
 def test_one_machine_at_a_time_and_what_a_stalled_one_had_not_sent_is_put_aside(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("LIMBECK_LEASE_SECONDS", "60")
+    monkeypatch.setenv("LIMBECK_LEASE_SECONDS", "2")
     url = store(tmp_path)
     with machine(tmp_path / "one"):
         root = storage.here(url)
@@ -176,7 +176,7 @@ def test_one_machine_at_a_time_and_what_a_stalled_one_had_not_sent_is_put_aside(
             write_text(root / "a.txt", "one")
             with machine(tmp_path / "two"):
                 other = storage.here(url)
-                with pytest.raises(LimbeckError, match=r"is in use by .*, process \d+ since 20..-..-.. ..:..:.. UTC; wait for it \(\d+ seconds"):
+                with pytest.raises(LimbeckError, match=r"is in use by .*, process \d+ since 20..-..-.. ..:..:.. UTC; wait for it, or give"):
                     write_text(other / "a.txt", "two")
         with machine(tmp_path / "two"):  # the first has given it back
             other = storage.here(url)
@@ -197,6 +197,41 @@ def test_one_machine_at_a_time_and_what_a_stalled_one_had_not_sent_is_put_aside(
             assert files(root) == {"a.txt": b"two", "b.txt": b"three"}
         (aside,) = first.mirror.home.glob("unsent-*")
         assert {"c.txt", "d.txt"} <= files(aside).keys()
+
+
+def test_a_machine_that_was_switched_off_is_waited_for(tmp_path, monkeypatch, capsys) -> None:
+    """Its lease is renewed by nobody: whoever comes next goes on when it has run out."""
+    monkeypatch.setenv("LIMBECK_LEASE_SECONDS", "0.6")
+    url = store(tmp_path)
+    with machine(tmp_path / "one"):
+        write_text(storage.here(url) / "a.txt", "one")
+        storage._of(storage.here(url)).mirror.leases.take()  # and is switched off
+    with machine(tmp_path / "two"):
+        began = time.monotonic()
+        write_text(storage.here(url) / "b.txt", "two")
+        assert 0.3 < time.monotonic() - began < 5
+    assert objects(url) == {"a.txt": b"one", "b.txt": b"two"}
+    assert capsys.readouterr().err.count("whether it is alive") == 1
+
+
+def test_a_mirror_that_was_left_half_filled_is_filled_again(tmp_path, monkeypatch) -> None:
+    """The lease was taken, the store went away before all was fetched: what another machine wrote is neither missed nor removed."""
+    url = store(tmp_path)
+    with machine(tmp_path / "one"):
+        write_text(storage.here(url) / "a.txt", "one")
+        with machine(tmp_path / "two"):
+            write_text(storage.here(url) / "a.txt", "two")
+            write_text(storage.here(url) / "b.txt", "two")
+        kept = storage._of(storage._kept[url].mirror.root)
+        real = kept.mirror._fetch
+        with monkeypatch.context() as patch:
+            patch.setattr(kept.mirror, "_fetch", lambda there: (_ for _ in ()).throw(LimbeckError("killed")))
+            with pytest.raises(LimbeckError, match="killed"), kept.writing():
+                raise AssertionError
+        assert kept.mirror._fetch == real
+        with kept.writing():
+            write_text(kept.mirror.root / "c.txt", "one")
+    assert objects(url) == {"a.txt": b"two", "b.txt": b"two", "c.txt": b"one"}
 
 
 @settings(max_examples=25, deadline=None)
