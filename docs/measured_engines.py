@@ -12,7 +12,7 @@ def vllm_writer() -> str:
     rows = found["agreement"]
     shown = [["as they are", rows, "now"], ["as they were a step before", rows[1:], "a step before"]]
     cells = [
-        [name, len(each), *(f"{least:.3f} to {most:.3f}" for least, most in (_range(each, which, key) for key in ("mean", "signed")))]
+        [name, str(len(each)), *(f"{least:.3f} to {most:.3f}" for least, most in (_range(each, which, key) for key in ("mean", "signed")))]
         for name, each, which in shown
     ]
     text = table(["the student's weights", "draws", "`writer/mismatch_nats`", "`writer/excess_nats`"], cells)
@@ -44,7 +44,8 @@ def vllm_speed() -> str:
     about = (
         f"Medians of {speed['rounds']} rounds, the least and the most beside them. Handing over the weights takes {hand['median']:.2f} s "
         f"({hand['min']:.2f} to {hand['max']:.2f}). The machine was busy with other work (load {load} on {where['cpus']} processors), so that "
-        f"the ratios say more than the rates; the student had {where['threads']} thread{'s' * (where['threads'] > 1)}, vLLM as many as it takes."
+        f"the ratios say more than the rates. The student had {where['threads']} thread, and vLLM computed on "
+        "one of the processors, keeping the other for its calls."
     )
     first = table(["prompts", "vLLM, tokens/s", "`Student.write`, tokens/s", "times as fast", "with the hand-over"], rows)
     return "\n\n".join([first, table(["prompts", "vLLM, seconds of reading the prompts", "`Student.write`"], spent), about])
