@@ -174,7 +174,7 @@ class Passes:
         self._copies: Any = None
         self._learns, self._shares = learns, is_sharded() and not whole
         if self._shares:
-            _shard(self._module, model.causal)
+            _shard(self._module, model)
         elif ranks() > 1 and learns:
             self._copies = torch.nn.parallel.DistributedDataParallel(self._module, forward_sync_buffers=False)
 
@@ -243,14 +243,23 @@ def _wrapped(model: Any) -> Any:
     return Wrapped()
 
 
-def _shard(module: Any, causal: Any) -> None:
-    """Shard each layer by itself; embedding, head and all the rest are one group, whole from a pass's beginning to its end."""
-    from torch.distributed.fsdp import fully_shard
+def _shard(module: Any, model: Any) -> None:
+    """Shard each layer by itself; embedding, head and all the rest are one group, whole from a pass's beginning to its end.
 
-    layers = set(getattr(causal, "_no_split_modules", None) or [])
-    for each in list(causal.modules()):
+    Where the arithmetic is narrower than the weights, layers are gathered narrow, which is half the bytes and leaves no
+    copy of autocast's behind; gradients are summed in float32. Adapters are folded into whole weights, which are gathered as they are.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    weights = list(model.causal.parameters())
+    narrow = all(weight.requires_grad and weight.dtype == torch.float32 for weight in weights) and model.compute != torch.float32
+    policy = (
+        MixedPrecisionPolicy(param_dtype=model.compute, reduce_dtype=torch.float32, cast_forward_inputs=False) if narrow else MixedPrecisionPolicy()
+    )
+    layers = set(getattr(model.causal, "_no_split_modules", None) or [])
+    for each in list(model.causal.modules()):
         if type(each).__name__ in layers:
-            fully_shard(each, reshard_after_forward=True)
+            fully_shard(each, reshard_after_forward=True, mp_policy=policy)
     fully_shard(module, reshard_after_forward=False)
 
 

@@ -19,7 +19,8 @@ class Opening:
 
     training: in transformers' training mode, dropout set to 0: for what works in no other, such as activation
     checkpoints, and 4-bit weights, which bitsandbytes packs on a CPU for inference alone, losing their gradient.
-    offload: where the layers lie, and come from one by one when they are needed.
+    offload: where the layers lie, and come from one by one when they are needed. cut: whether each rank is to hold a share, so
+    that a model that is larger than one GPU is opened in main memory.
     """
 
     dtype: Precision = "auto"
@@ -28,6 +29,7 @@ class Opening:
     trust_remote_code: bool = False
     training: bool = False
     offload: Literal["cpu", "disk"] | None = None
+    cut: bool = False
 
 
 @cache

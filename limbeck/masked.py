@@ -66,7 +66,7 @@ def open_masked(name: str, opening: Opening, compute: Precision | None) -> OpenM
     tokenizer, module = tokenizer_of(name, opening), module_of(name, opening, AutoModelForMaskedLM)
     dtype = precision(compute) if compute else next(module.parameters()).dtype
     made = MaskedModel(ready(module, opening), MaskedVocabulary(tokenizer), name, dtype)
-    ids_1S = torch.arange(min(8, made.vocabulary.size), device=device())[None]
+    ids_1S = torch.arange(min(8, made.vocabulary.size), device=made.causal.device)[None]
     inputs: dict[str, Any] = {"input_ids": ids_1S, "attention_mask": torch.ones_like(ids_1S)}
     made.prove_head(**inputs)
     return made

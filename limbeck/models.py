@@ -277,7 +277,7 @@ def module_of(name: str, opening: Opening, auto: Any = AutoModelForCausalLM) -> 
     if "gguf_file" in place:  # its tensors are whole again; left in place, the note forbids saving them
         del module.config.quantization_config
         module.hf_quantizer = None
-    return module if opening.quantization or "device_map" in options else module.to(device())
+    return module if opening.quantization or opening.cut or "device_map" in options else module.to(device())
 
 
 def _see_weights(name: str, loaded: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def open_pair_model(name: str, opening: Opening, compute: Precision | None) -> O
     dtype = precision(compute) if compute else next(module.parameters()).dtype
     vocabulary = PairVocabulary(tokenizer, frozenset([ends] if isinstance(ends, int) else ends or []))
     made = PairModel(ready(module, opening), vocabulary, name, dtype)
-    ids_1S = torch.arange(min(8, made.vocabulary.size), device=device())[None]
+    ids_1S = torch.arange(min(8, made.vocabulary.size), device=made.causal.device)[None]
     inputs: dict[str, Any] = {"input_ids": ids_1S, "decoder_input_ids": ids_1S}
     made.prove_head(**inputs)
     return made

@@ -74,7 +74,7 @@ class Student(Part):
         from limbeck.kinds import open_kind
 
         training = self.gradient_checkpointing or self.quantization is not None
-        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training)
+        opening = Opening("float32", self.attention, self.quantization, self.trust_remote_code, training, cut=is_sharded())
         return self.holding(open_kind(self.model, opening, self.dtype), steps)
 
     def holding(self, model: "OpenModel", steps: int) -> Self:

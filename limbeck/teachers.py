@@ -1,5 +1,6 @@
 """Who scores: a teacher says something about each completion token of a batch, and writes into no batch."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -10,7 +11,7 @@ from limbeck.answers import Given, Purse, Question, Told
 from limbeck.batch import Batch
 from limbeck.config import live, part, plain
 from limbeck.decoding import Sampling
-from limbeck.distributed import Passes, ended_together
+from limbeck.distributed import Passes, ended_together, is_sharded
 from limbeck.errors import CacheError, RecipeError
 from limbeck.insides import INSIDE, Opens
 from limbeck.lazy import torch
@@ -162,9 +163,10 @@ class Local(Opens, Teacher):
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
-            opening = Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code, offload=self.offload)
-            made._open = open_kind(self.model, opening)
-            made._passes = Passes(made._open, learns=False, whole=bool(self.quantization or self.offload))
+            whole = bool(self.quantization or self.offload)
+            asked = Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code, offload=self.offload)
+            made._open = open_kind(self.model, dataclasses.replace(asked, cut=is_sharded() and not whole))
+            made._passes = Passes(made._open, learns=False, whole=whole)
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made

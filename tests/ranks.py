@@ -12,6 +12,7 @@ import torch
 
 import limbeck as lb
 from limbeck import distributed
+from limbeck.batch import Batch, Text
 from limbeck.errors import Stopped
 from limbeck.run import Run
 
@@ -42,8 +43,20 @@ def two(work: Path) -> None:
             (work / f"stopped-{how}-{distributed.rank()}").write_text(str(error))
 
 
+def narrow(work: Path) -> list[str]:
+    """In which dtypes weights of a layer stand: as they are kept, and while it is at work."""
+    recipe, seen = lb.Recipe.read(work / "narrow.yaml"), list[str]()
+    student = recipe.student.load(1)
+    layer = student.live.causal.get_decoder().layers[0]
+    layer.mlp.register_forward_hook(lambda *given: seen.append(str(layer.mlp.up_proj.weight.dtype)))
+    student.forward(Batch.of([Text.answered([1, 2], [3, 4], {})], "corpus"))
+    return [str(layer.mlp.up_proj.weight.dtype), *seen, str(layer.mlp.up_proj.weight.to_local().numel()), str(layer.mlp.up_proj.weight.numel())]
+
+
 def three(work: Path) -> None:
     os.environ["ACCELERATE_USE_FSDP"] = "true"
+    distributed.start()
+    (work / f"narrow-{distributed.rank()}").write_text(" ".join(narrow(work)))
     for path in sorted(work.glob("*.yaml")):
         lb.distill(lb.Recipe.read(path), work / f"{path.stem}-three")
     for how in ("copies", "shares"):

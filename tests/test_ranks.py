@@ -142,3 +142,10 @@ def test_a_share_that_is_missing_is_said(work: Path, tmp_path: Path) -> None:
     next((run / "checkpoints").rglob("shard-00002-*.safetensors")).unlink()
     with pytest.raises(lb.LimbeckError, match=r"1 of 2 files are there; shard-00002-model-00001-of-00001\.safetensors is not"):
         lb.distill(lb.Recipe.read(work / "sft.yaml"), run)
+
+
+def test_layers_are_gathered_in_the_dtype_of_their_arithmetic(work: Path) -> None:
+    """Each rank keeps a part of float32 weights, and meets a layer whole in bfloat16."""
+    said = [(work / f"narrow-{rank}").read_text().split() for rank in range(3)]
+    assert all(each[:2] == ["torch.float32", "torch.bfloat16"] for each in said)
+    assert sum(int(each[2]) for each in said) == int(said[0][3]) and all(int(each[2]) < int(each[3]) for each in said)
