@@ -10,6 +10,7 @@ from functools import singledispatch
 from types import SimpleNamespace
 from typing import Any, cast
 
+from limbeck import room
 from limbeck.aligned import Aligned
 from limbeck.average import Average
 from limbeck.batch import Batch
@@ -287,9 +288,7 @@ def around(recipe: Recipe, scene: Scene) -> list[Piece]:
 
 def locals_of(teacher: Teacher) -> list[Local]:
     """The models on this machine that a teacher is made of, the student's own left out."""
-    if isinstance(teacher, Local):
-        return [] if teacher.model == "@student" else [teacher]
-    return [each for value in _inside(teacher) if isinstance(value, Teacher) for each in locals_of(value)]
+    return [each for each in room.locals_of(teacher) if each.model != "@student"]
 
 
 def row_sources(source: Source) -> list[RowSource]:
