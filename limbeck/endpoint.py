@@ -68,9 +68,14 @@ class Endpoint(Teacher):
             raise RecipeError(f"Endpoint's usd_in, usd_out and parameters must be at least 0 and finite, found {found}")
 
     @property
+    def urls(self) -> list[str]:
+        """Of each server."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
+
+    @property
     def where(self) -> str:
         """The server, or several, in words."""
-        return self.base_url if isinstance(self.base_url, str) else " and ".join(self.base_url)
+        return " and ".join(self.urls)
 
     @property
     def name(self) -> str:
@@ -106,8 +111,7 @@ class Endpoint(Teacher):
     @property
     def licences(self) -> list[Licence]:
         """The provider's terms, and the model's own where it is served by others."""
-        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
-        return list(dict.fromkeys(each for url in urls for each in of_endpoint(url, self.tokenizer or self.model)))
+        return list(dict.fromkeys(each for url in self.urls for each in of_endpoint(url, self.tokenizer or self.model)))
 
     def load(self, student: Student | None) -> Self:
         """Find the server; for a student, see that it can score and means the same by a token. A writer alone needs no student.
@@ -115,7 +119,7 @@ class Endpoint(Teacher):
         Raises EndpointError, VocabularyError, or RecipeError where nobody knows the model's tokenizer.
         """
         made = self.fresh()
-        made._server = Server(self.base_url, self.model, key_env=self.key_env, concurrency=self.concurrency,
+        made._server = Server(self.urls, self.model, key_env=self.key_env, concurrency=self.concurrency,
                               seconds=self.seconds, usd_in=self.usd_in, usd_out=self.usd_out, parameters=self.parameters)  # fmt: skip
         made._longest = made._server.see_served()
         if student is not None:

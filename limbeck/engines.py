@@ -29,7 +29,7 @@ from limbeck.errors import EndpointError, LimbeckError, RecipeError
 from limbeck.files import new_folder, write_text
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.privacy import expanded
-from limbeck.server import Server
+from limbeck.server import Server, drawn
 from limbeck.student import Student
 from limbeck.targets import Nothing
 from limbeck.vocabulary import PROBE_TEXT, Vocabulary
@@ -164,7 +164,6 @@ class VLLM(Engine):
         fresh = self._handed is None or (step != self._handed and step % self.every == 0)
         if fresh:
             self._hand_over(student)
-        if fresh or step % self.every == 0:
             self._handed = step
         written = self._complete(prompts, sampling, [_number(seed, step, row) for row in rows], student.live.context) if prompts else []
         if fresh and self.checked:
@@ -279,7 +278,7 @@ class _Served:
     def _one(self, prompt: list[int], sampling: Sampling, seed: int, ends: Sequence[int]) -> Written:
         room = _room(sampling, self.longest, prompt)
         body = {"model": self.model, "prompt": prompt, "max_tokens": room, "seed": seed, "logprobs": 0, "return_token_ids": True,
-                "stop_token_ids": list(ends), **_narrowed(sampling)}  # fmt: skip
+                "stop_token_ids": list(ends), **drawn(sampling)}  # fmt: skip
         return self.server.post("completions", body, lambda found: _written(found["choices"][0]))
 
 
@@ -300,12 +299,6 @@ def _room(sampling: Sampling, longest: int | None, prompt: list[int]) -> int:
         raise EndpointError(f"vLLM was started for {longest} tokens, and a prompt has {len(prompt)}; start it with a larger --max-model-len, "
                             "or lower max_prompt")  # fmt: skip
     return room
-
-
-def _narrowed(sampling: Sampling) -> dict[str, Any]:
-    """Sampling as vLLM names it; what is at its default is left out."""
-    told = {"top_p": sampling.top_p if sampling.top_p < 1 else None, "top_k": sampling.top_k, "min_p": sampling.min_p or None}
-    return {"temperature": sampling.temperature, **{name: value for name, value in told.items() if value is not None}}
 
 
 def _written(choice: dict[str, Any]) -> Written:
@@ -342,7 +335,7 @@ class _Inside:
     def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
         """All in one call."""
         longest: int = self.llm.llm_engine.model_config.max_model_len
-        settings = {"logprobs": 0, "stop_token_ids": list(ends), **_narrowed(sampling)}
+        settings = {"logprobs": 0, "stop_token_ids": list(ends), **drawn(sampling)}
         rooms = [_room(sampling, longest, prompt) for prompt in prompts]
         asked = [self.vllm.SamplingParams(max_tokens=room, seed=seed, **settings) for room, seed in zip(rooms, seeds, strict=True)]
         found = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)

@@ -285,10 +285,6 @@ class Mirror:
             self.fs.rm_file(f"{self.path}/{name}")
         known.pop(name, None)
 
-    def mark(self, folder: Path) -> None:
-        """Say that a folder is not whole, before somebody sends a part of it."""
-        self._write(f"{folder.relative_to(self.root).as_posix()}/{MARK}", b"")
-
     def settle(self) -> None:
         """See that the store holds what we sent, and what it calls that, so that it need not be fetched again."""
         with self._turn():

@@ -64,12 +64,8 @@ def _copies(recipe: Recipe, what: str, ranks: int | None) -> float:
     """How many copies of a model, or what share of it, are in the memory that a process is free to take."""
     asked = ranks or distributed.ranks()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device().type == "cpu" and ranks is None else 1
-    cut = (distributed.is_sharded() or ranks is not None) and not (what == "teacher" and any(_is_whole(each) for each in locals_of(recipe.teacher)))
+    cut = (distributed.is_sharded() or ranks is not None) and not (what == "teacher" and any(each.uncut for each in locals_of(recipe.teacher)))
     return here / asked if cut else here
-
-
-def _is_whole(teacher: Local) -> bool:
-    return bool(teacher.quantization or teacher.offload)
 
 
 def _known(model: str) -> Anatomy | None:

@@ -241,12 +241,16 @@ def _mapping(found: Any) -> dict[str, Any]:
     return found
 
 
+def drawn(sampling: Sampling) -> dict[str, Any]:
+    """How tokens are drawn, as servers name it; what is at its default is left out."""
+    told = {"top_p": sampling.top_p if sampling.top_p < 1 else None, "top_k": sampling.top_k, "min_p": sampling.min_p or None}
+    return {"temperature": sampling.temperature, **{name: value for name, value in told.items() if value is not None}}
+
+
 def _body(question: Question, sample: int, sampling: Sampling, model: str) -> dict[str, Any]:
     """The request: settings that are at their defaults are left to the server, which may not know them."""
-    told = {"top_p": sampling.top_p if sampling.top_p < 1 else None, "top_k": sampling.top_k, "min_p": sampling.min_p or None}
-    asked: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature,
+    asked: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, **drawn(sampling),
                              "seed": (question.seed + sample) % 2**31}  # fmt: skip
-    asked |= {name: value for name, value in told.items() if value is not None}
     if question.messages is None:
         return {**asked, "prompt": str(question.row["prompt"])}
     tools = {"tools": question.row["tools"]} if question.row.get("tools") else {}

@@ -322,24 +322,6 @@ def writing(folder: Path) -> Generator[None]:
         yield
 
 
-def send(file: Path, folder: Path) -> None:
-    """Put a file into a folder of a store that another process, of another machine, is about to finish; see docs/storage.md."""
-    if kept := _of(folder):
-        mirror, to = kept.mirror, folder.relative_to(kept.mirror.root).as_posix()
-
-        def work() -> None:
-            mirror.mark(folder)
-            mirror.fs.put_file(str(file), f"{mirror.path}/{to}/{file.name}")
-
-        persistently(kept.url, work)
-
-
-def fetch(path: Path) -> None:
-    """Fetch what the store holds by now, for a process that does not write itself."""
-    if kept := _of(path):
-        persistently(kept.url, kept.mirror.fill)
-
-
 def named(text: str) -> str:
     """The text with URLs in place of their mirrors."""
     for kept in _kept.values():

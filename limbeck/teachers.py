@@ -153,6 +153,11 @@ class Local(Opens, Teacher):
         """Whole distributions, of which any can be made, and what stands inside."""
         return frozenset({"distribution", "top k"}) | INSIDE
 
+    @property
+    def uncut(self) -> bool:
+        """Whether it is whole on every rank even where shares are asked for: packed weights, and those that lie elsewhere, cannot be cut."""
+        return bool(self.quantization or self.offload)
+
     def load(self, student: Student | None) -> Self:
         """Open the model, unless it is the student's own; a teacher alone needs no student."""
         from limbeck.kinds import open_kind
@@ -163,10 +168,9 @@ class Local(Opens, Teacher):
                 raise RecipeError('Local("@student") is the student without adapters, and it has none: it would say the same; name another model')
             made._open, made._student = student.live, student
         else:
-            whole = bool(self.quantization or self.offload)
             asked = Opening(self.dtype, self.attention, self.quantization, self.trust_remote_code, offload=self.offload)
-            made._open = open_kind(self.model, dataclasses.replace(asked, cut=is_sharded() and not whole))
-            made._passes = Passes(made._open, learns=False, whole=whole)
+            made._open = open_kind(self.model, dataclasses.replace(asked, cut=is_sharded() and not self.uncut))
+            made._passes = Passes(made._open, learns=False, whole=self.uncut)
             if student is not None:
                 student.share_vocabulary(made._open.vocabulary)
         return made

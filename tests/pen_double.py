@@ -5,11 +5,11 @@ import json
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
+from listening import Saying, listening
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -68,11 +68,9 @@ class Pen:
 def writing(pen: Pen) -> Generator[str]:
     """The base URL of a server of it."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Saying):
         def do_GET(self) -> None:
-            self._say(200, {"data": [{"id": "toy", "max_model_len": pen.context}]})
+            self.say(200, {"data": [{"id": "toy", "max_model_len": pen.context}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -87,24 +85,7 @@ def writing(pen: Pen) -> Generator[str]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self._say(*answer)
+            self.say(*answer)
 
-        def _say(self, status: int, answer: Any) -> None:
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *about: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        yield url

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
+from listening import Saying, listening
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Spoil = Callable[[list[Any]], Any]
@@ -25,18 +24,16 @@ def served(folder: str, context: int = 128, spoil: Spoil = lambda entries: entri
     calls = itertools.count()
     network, tokenizer = AutoModelForCausalLM.from_pretrained(folder).float().eval(), AutoTokenizer.from_pretrained(folder)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Saying):
         def do_GET(self) -> None:
             assert self.path == "/v1/models"
-            self._say({"object": "list", "data": [{"id": "toy", "object": "model", "max_model_len": context}]})
+            self.say(200, {"object": "list", "data": [{"id": "toy", "object": "model", "max_model_len": context}]})
 
         def do_POST(self) -> None:
             assert self.path == "/v1/completions"
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if next(calls) % 3 == 1:
-                self._say({"error": {"message": "not now"}}, 503)
+                self.say(503, {"error": {"message": "not now"}}, {"Retry-After": "0.01"})
                 return
             assert body["model"] == "toy" and body["max_tokens"] == 1
             if asked is not None:
@@ -44,28 +41,10 @@ def served(folder: str, context: int = 128, spoil: Spoil = lambda entries: entri
             ids = tokenizer(body["prompt"], add_special_tokens=False)["input_ids"] if isinstance(body["prompt"], str) else body["prompt"]
             slow(len(ids))
             entries = spoil(scored(network, ids, body["prompt_logprobs"]))
-            self._say({"object": "text_completion", "choices": [{"index": 0, "text": "", "prompt_logprobs": entries}]})
+            self.say(200, {"object": "text_completion", "choices": [{"index": 0, "text": "", "prompt_logprobs": entries}]})
 
-        def _say(self, answer: dict[str, Any], status: int = 200) -> None:
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Retry-After", "0.01")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *about: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        yield url
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from limbeck.planning.flops import body_weights
 from limbeck.planning.roofline import Machine
 from limbeck.planning.work import Actor, Learning, Piece, Reading, Stage, Writing
 from limbeck.recipe import Recipe
+from limbeck.room import locals_of
 
 GRADIENT_BYTES = 4
 AT_HAND = 2
@@ -80,14 +81,14 @@ def shared(
 ) -> dict[str, int]:
     """What a rank holds of what one alone would: shares of weights, gradients and moments, and what of the models is whole at once.
 
-    Quantised teachers cannot be cut, and stay whole. Autocast's copy of the weights is made of one layer after the other.
+    Quantised and offloaded teachers cannot be cut, and stay whole. Autocast's copy of the weights is made of one layer after the other.
     """
-    quantised = getattr(recipe.teacher, "quantization", None) is not None
-    kept = {"teacher"} if quantised else set[str]()
+    whole_teacher = any(each.uncut for each in locals_of(recipe.teacher))
+    kept = {"teacher"} if whole_teacher else set[str]()
     cut = {"student", "gradients", "moments", "teacher", "other teachers"} - kept
     found = {name: size // ranks if name in cut else size for name, size in whole.items()}
     mine, theirs = width_of(recipe.student.dtype), width_of(getattr(recipe.teacher, "dtype", "auto"))
     found["student"] = (whole["student"] - (mine * student.parameters_total if mine < 4 and not recipe.student.quantization else 0)) // ranks
-    models = [(student, mine, 8), *((each, theirs, theirs) for each in ([] if quantised else teachers))]
+    models = [(student, mine, 8), *((each, theirs, theirs) for each in ([] if whole_teacher else teachers))]
     found["whole at once"] = int(sum(AT_HAND * width * body_weights(each) / max(1, each.layers) + rest * _rest(each) for each, width, rest in models))
     return found
