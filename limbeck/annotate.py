@@ -23,6 +23,7 @@ from limbeck.files import sweep
 from limbeck.interrupt import Interrupted, Interrupts, in_force
 from limbeck.keep import Columns, kept
 from limbeck.licences import from_plain, of_recorded, plain_licences
+from limbeck.nodes import see_one_machine
 from limbeck.places import fingerprint
 from limbeck.progress import Progress, clock
 from limbeck.shards import Damage
@@ -88,6 +89,7 @@ def annotate(asked: Annotation, out: Path | str) -> Cache:
     Raises LimbeckError, in one line, for what is the user's to mend; Stopped where a signal asked for the end, after saving.
     """
     out = here(out)
+    see_one_machine(out)
     with writing(out):
         return [each.run() for each in fillings(asked, out)][-1]
 

@@ -5,33 +5,48 @@ begin stands in the head of each file; any number of ranks reads back what it is
 but the files and their names is asked when they are read.
 """
 
+import uuid
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from limbeck import distributed
+from limbeck import distributed, nodes, storage
 from limbeck.errors import CheckpointError
 from limbeck.files import new_folder, read_json, remove_folder, write_json
 from limbeck.lazy import Tensor, torch
+from limbeck.lending import lender_of
 
 FILE_BYTES = 2**29
 """Of a share, as much as goes into one file: a file is made in memory, beside the tensors."""
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint, atomically; every rank must call."""
-    with new_folder(folder) if distributed.rank() == 0 else nullcontext() as made:
-        work = Path(str(distributed.gathered(made)[0]))
-        if distributed.is_sharded() or distributed.rank() == 0:
+    """Write a checkpoint, atomically; every rank must call. Machines without a common disk bring their shares together in the store."""
+    first, rank = nodes.firsts(folder), distributed.rank()
+    leads = first[rank] == rank
+    lender = lender_of(folder) if leads and rank and distributed.is_sharded() else None
+    with new_folder(folder) if rank == 0 else nullcontext() as made:
+        work = Path(str(distributed.gathered(lender.room() if lender else made)[first[rank]]))
+        if distributed.is_sharded() or rank == 0:
             _write(work, _apart(tensors))
         distributed.wait()
-        if distributed.rank() == 0:
-            files = {path.name: path.stat().st_size for path in sorted(work.glob("*.safetensors"))}
-            write_json(work / "state.json", {**state, "files": files})
+        found = distributed.gathered(_sizes(work) if leads else {})
+        token, kept = distributed.first_says((uuid.uuid4().hex, steps(folder.parent)))
+        if rank == 0:
+            write_json(work / "state.json", {**state, "files": {name: size for each in found for name, size in each.items()}})
+            if others := {name: size for each in found[1:] for name, size in each.items()}:
+                storage.join(folder, others, token)
+        if lender:
+            lender.keep([place(folder.parent, step) for step in kept])
+            lender.lend(folder, token, work)
         distributed.wait()
     distributed.wait()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -153,7 +168,7 @@ def place(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, last: int, also: int | None) -> None:
-    """Keep the newest `last` checkpoints, and the one after `also` steps."""
+    """Keep the newest `last` checkpoints, and the one after `also` steps; one to which other machines bring theirs stays until they have."""
     for step in steps(folder)[: -last or None]:
-        if step != also:
+        if step != also and storage.let_go(place(folder, step)):
             remove_folder(place(folder, step))

@@ -124,6 +124,11 @@ def gathered(value: T) -> list[T]:
     return found
 
 
+def first_says(value: T) -> T:
+    """What the first rank has; the others only ask."""
+    return gathered(value if rank() == 0 else cast(T, None))[0]
+
+
 def agree() -> None:
     """Stop here, on all ranks, if any of them was asked to. Alone, the signal itself has seen to it."""
     if ranks() == 1:

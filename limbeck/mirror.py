@@ -9,32 +9,31 @@ import fcntl
 import json
 import os
 import shutil
-import sqlite3
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from limbeck import disk
+from limbeck.disk import BESIDE, DATABASE, Stat
 from limbeck.errors import LimbeckError
+from limbeck.joint import Joint, Joints
 from limbeck.lease import NAME, Busy, Lease, Leases, made
 
 MARK = ".undone"
 """The object in a folder of a store that says it is not whole: written first, removed last. What lies below is not read."""
-DATABASE = ".sqlite"
-BESIDE = ("-wal", "-shm")
-"""What SQLite has beside a database; a copy of the database holds what is in them."""
 AT_ONCE, SMALL_BYTES = 8, 2**26
 FILLS = 5
 """How often a folder is read anew that changes while it is read."""
 
-Stat = list[int]
+T = TypeVar("T")
 Known = dict[str, list[Any]]
 """Of each object by its name below the folder: what the store calls its content (None where it was not asked), then how our file was."""
 
@@ -58,12 +57,13 @@ class Mirror:
         self.home = self.root.parent
         self.home.mkdir(parents=True, exist_ok=True)
         self.leases = Leases(self.fs, self.path, self.url, self._owner())
+        self.joints = Joints(self.home / "joint.json")
 
     def _owner(self) -> str:
         with self._turn():
             file = self.home / "owner"
             if not file.exists():
-                _replaced(file, uuid.uuid4().hex.encode())
+                disk.replaced(file, uuid.uuid4().hex.encode())
             return file.read_text()
 
     @contextmanager
@@ -80,7 +80,7 @@ class Mirror:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def _keep(self, known: Known) -> None:
-        _replaced(self.home / "sent.json", json.dumps(known).encode())
+        disk.replaced(self.home / "sent.json", json.dumps(known).encode())
 
     def whole(self, folder: Path) -> None:
         """Note that a folder is there whole or not at all, before it is."""
@@ -93,7 +93,7 @@ class Mirror:
 
     def _here(self) -> dict[str, Stat]:
         """Our files as they are."""
-        return _files(self.root)
+        return disk.files(self.root)
 
     def _there(self) -> dict[str, str]:
         """The store's objects, and what it calls the content of each."""
@@ -147,44 +147,75 @@ class Mirror:
 
     # From the store
 
-    def fill(self) -> None:
-        """Make the mirror what the store holds, fetching what differs. What we had not sent is put aside."""
+    def fill(self, below: str = "") -> None:
+        """Make the mirror, or what is below a folder of it, what the store holds, fetching what differs. What we had not sent is put aside."""
         with self._turn():
             for _ in range(FILLS):
                 there = self._there()
-                self._put_aside()
-                self._fetch(there)
-                if self._there() == there:
-                    self.filled = time.monotonic()
-                    if self.leases.mine is not None:
-                        _replaced(self.home / "filled", str(self.leases.mine.number).encode())
-                    return
+                if not below:
+                    self._put_aside()
+                self._fetch(there, below)
+                if _only(self._there(), below) == _only(there, below):
+                    return None if below else self._is_as_the_store()
         raise LimbeckError(f"{self.url} changes while it is read; wait for whoever writes it")
+
+    def _is_as_the_store(self) -> None:
+        self.joints.keep({})
+        self.filled = time.monotonic()
+        if self.leases.mine is not None:
+            disk.replaced(self.home / "filled", str(self.leases.mine.number).encode())
+
+    def mend(self, below: str = "") -> None:
+        """Fetch the rest of folders to which others brought files, and whole ones that gave way to these; what never became whole goes."""
+        with self._turn():
+            kept = self.joints.partial()
+            partial = _only({folder: others for folder, others in kept.items() if folder not in self.joints.waiting}, below)
+            if not partial:
+                return
+            there, known = self._there(), self._known()
+            undone = {name.rpartition("/")[0] for name in there if name.endswith(f"/{MARK}")}
+            for folder, others in partial.items():
+                if folder in undone or any(f"{folder}/{name}" not in there for name in others):
+                    shutil.rmtree(self.root / folder, ignore_errors=True)
+                    known |= {name: [content] for name, content in there.items() if name.startswith(f"{folder}/")}
+            lacking = {folder for folder in self._folders() - undone if folder in partial or not (self.root / folder).exists()}
+            wanted = [name for name in _only(there, below) if disk.within(name, lacking) and not (self.root / name).exists()]
+            self._get_all(wanted)
+            self._keep(known | {name: [there[name], *(disk.stat(self.root / name) or [])] for name in wanted})
+            self.joints.keep({folder: others for folder, others in kept.items() if folder not in partial})
+
+    def is_ahead(self) -> bool:
+        """Whether there is here what was not sent."""
+        known = self._known()
+        return any(known.get(name, [])[1:] != stat for name, stat in self._here().items())
 
     def _put_aside(self) -> None:
         """Keep what another machine's work took the place of."""
-        known, here = self._known(), self._here()
-        if any(known.get(name, [])[1:] != stat for name, stat in here.items()):
+        if self.is_ahead():
             aside = self.home / f"unsent-{time.time_ns()}"
             aside.mkdir()
             for path in [each for each in self.root.iterdir() if not each.name.startswith(".")]:  # locks stay
                 os.replace(path, aside / path.name)
             print(f"limbeck: another machine went on with {self.url}; what this one had not sent lies in {aside}", flush=True)
 
-    def _fetch(self, there: dict[str, str]) -> None:
-        known, here = self._known(), self._here()
+    def _fetch(self, there: dict[str, str], below: str = "") -> None:
+        known, here = self._known(), _only(self._here(), below)
         undone = {name.rpartition("/")[0] for name in there if name.endswith(f"/{MARK}")}
         for folder in undone - self._folders():
             self.whole(self.root / folder)
-        whole = {name: content for name, content in there.items() if not (_hidden(name) or _within(name, undone))}
+        whole = {name: content for name, content in _only(there, below).items() if not (disk.hidden(name) or disk.within(name, undone))}
         wanted = [name for name, content in whole.items() if name not in here or known.get(name) != [content, *here[name]]]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(self._get, wanted))
+        self._get_all(wanted)
         for name in here.keys() - whole.keys():
             (self.root / name).unlink()
-        _without_empty(self.root)
+        disk.without_empty(self.root)
         here = self._here()
-        self._keep({name: [content, *here.get(name, [])] for name, content in there.items()})
+        others = {name: each for name, each in known.items() if not _only({name: each}, below)}
+        self._keep(others | {name: [content, *here.get(name, [])] for name, content in _only(there, below).items()})
+
+    def _get_all(self, names: list[str]) -> None:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self._get, names))
 
     def _get(self, name: str) -> None:
         path = self.root / name
@@ -210,13 +241,16 @@ class Mirror:
     def _send(self, known: Known) -> bool:
         here, folders = self._here(), self._folders()
         names = here.keys() | known.keys()
-        inside = {name: folder for name in names if (folder := _within(name, folders))}
+        inside = {name: folder for name in names if (folder := disk.within(name, folders))}
         changed = [name for name in names if known.get(name, [None])[1:] != here.get(name, [])]
         changed += [name for name in known if name not in here and len(known[name]) == 1]  # what was left of a folder that was not whole
         plain = sorted((name for name in changed if name not in inside and name in here), key=lambda name: (not name.endswith(".jsonl"), name))
         done = [self._put(name, here[name], known) for name in plain]
         moved = sorted({inside[name] for name in changed if name in inside}, key=lambda folder: (not (self.root / folder).exists(), folder))
-        done += [self._put_folder(folder, {name: stat for name, stat in here.items() if inside.get(name) == folder}, known) for folder in moved]
+        for folder in moved:
+            done.append(self._put_folder(folder, {name: stat for name, stat in here.items() if inside.get(name) == folder}, known))
+            if self.joints.waiting.keys() & {folder}:  # nothing goes before others have brought theirs
+                return False
         for name in sorted({name for name in changed if name not in inside and name not in here}):
             self._remove(name, known)
         return all(done)
@@ -226,31 +260,44 @@ class Mirror:
         if self._below(folder) != here:
             return False
         mark = f"{folder}/{MARK}"
-        self._write(mark, b"")
-        known.setdefault(mark, [None])
-        gone = [name for name in known if name.startswith(f"{folder}/") and name not in here and name != mark]
-        gone = gone if here else list({*gone, *self._listed(folder)})
-        for name in gone:
-            self._remove(name, known)
+        joint = self.joints.of(folder, bool(here))
+        if joint is None or not joint.asked:
+            self._write(mark, b"")
+            known.setdefault(mark, [None])
+            gone = [name for name in known if name.startswith(f"{folder}/") and name not in here and name != mark]
+            gone = gone if here and joint is None else list({*gone, *self._listed(folder).keys() - here.keys()})
+            for name in gone:
+                self._remove(name, known)
+        if joint is not None and not joint.asked and joint.ask():
+            self._write(mark, joint.token.encode())
         if not all(self._put(name, stat, known) for name, stat in here.items() if known.get(name, [None])[1:] != stat):
             return False
-        if self._below(folder) != here:
+        if self._below(folder) != here or (joint is not None and not self._have_come(folder, joint)):
             return False
         self._remove(mark, known)
+        self.joints.settle(folder, bool(here))
         return True
 
-    def _below(self, folder: str) -> dict[str, Stat]:
-        return {f"{folder}/{name}": stat for name, stat in _files(self.root / folder).items()}
+    def _have_come(self, folder: str, joint: Joint) -> bool:
+        """Whether all that others bring is there."""
+        there = self._listed(folder)
+        joint.came = sum(there.get(f"{folder}/{name}") == size for name, size in joint.others.items())
+        return joint.came == len(joint.others)
 
-    def _listed(self, folder: str) -> Iterable[str]:
+    def _below(self, folder: str) -> dict[str, Stat]:
+        return {f"{folder}/{name}": stat for name, stat in disk.files(self.root / folder).items()}
+
+    def _listed(self, folder: str) -> dict[str, int]:
+        """The objects of a folder but for its mark, and their bytes."""
         self.fs.invalidate_cache()
-        names = (name.removeprefix(f"{self.path.rstrip('/')}/") for name in self.fs.find(f"{self.path}/{folder}"))
-        return [name for name in names if not name.endswith(f"/{MARK}")]
+        found = self.fs.find(f"{self.path}/{folder}", detail=True).items()
+        names = {name.removeprefix(f"{self.path.rstrip('/')}/"): info["size"] for name, info in found}
+        return {name: size for name, size in names.items() if not name.endswith(f"/{MARK}")}
 
     def _put(self, name: str, stat: Stat, known: Known) -> bool:
         """One file; whether it was still as it had been when we looked. A log may have grown, anything else goes the next time."""
         path = self.root / name
-        now = _stat(path)
+        now = disk.stat(path)
         if now is None or (now != stat and path.suffix != ".jsonl"):
             return False
         try:
@@ -267,10 +314,11 @@ class Mirror:
         name = path.relative_to(self.root).as_posix()
         if path.suffix == DATABASE:
             with tempfile.TemporaryDirectory(dir=self.home) as work:
-                return self._upload(name, _copied(path, Path(work) / path.name))
-        self._upload(name, path)
+                return self.upload(name, disk.copied(path, Path(work) / path.name))
+        self.upload(name, path)
 
-    def _upload(self, name: str, path: Path) -> None:
+    def upload(self, name: str, path: Path) -> None:
+        """Make an object of a file, wherever that lies."""
         if path.stat().st_size <= SMALL_BYTES:
             return self._write(name, path.read_bytes())
         to = f"{self.path}/{name}"
@@ -295,16 +343,9 @@ class Mirror:
             self._keep({name: [there[name], *found[1:]] for name, found in known.items()})
 
 
-def _files(root: Path) -> dict[str, Stat]:
-    """The files below a folder, without what is hidden."""
-    found = dict[str, Stat]()
-    for at, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(at) / name
-            if not name.startswith(".") and not name.endswith(BESIDE) and (stat := _stat(path)):
-                found[path.relative_to(root).as_posix()] = stat
-    return found
+def _only(found: dict[str, T], below: str) -> dict[str, T]:
+    """Of what is known by name, that which is a folder or lies in it."""
+    return {name: each for name, each in found.items() if not below or name == below or name.startswith(f"{below}/")}
 
 
 def _content(info: dict[str, Any]) -> str:
@@ -315,43 +356,3 @@ def _content(info: dict[str, Any]) -> str:
 
 def _as_large(name: str, known: list[Any], there: str) -> bool:
     return len(known) < 2 or name.endswith(DATABASE) or there.partition(" ")[0] == str(known[1])
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _within(name: str, folders: set[str]) -> str:
-    """The folder among these that a file lies in; empty where it is in none."""
-    parts = name.split("/")
-    return next((folder for end in range(1, len(parts)) if (folder := "/".join(parts[:end])) in folders), "")
-
-
-def _stat(path: Path) -> Stat | None:
-    """What tells a file from another and from itself before a change; None where there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    beside = _stat(path.with_name(f"{path.name}-wal")) if path.suffix == DATABASE else None
-    return [found.st_size, found.st_mtime_ns, found.st_ino, *(beside or [])]
-
-
-def _copied(path: Path, to: Path) -> Path:
-    """A database as it is at this moment, whoever writes into it."""
-    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=60)) as source, closing(sqlite3.connect(to)) as copy:
-        source.backup(copy)
-    return to
-
-
-def _replaced(path: Path, data: bytes) -> None:
-    work = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    work.write_bytes(data)
-    os.replace(work, path)
-
-
-def _without_empty(root: Path) -> None:
-    """Remove folders that hold nothing."""
-    for at, folders, files in os.walk(root, topdown=False):
-        if not files and Path(at) != root and not any((Path(at) / name).exists() for name in folders):
-            shutil.rmtree(at)

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from limbeck import checkpoint, distributed, storage
+from limbeck import checkpoint, distributed, nodes, storage
 from limbeck.batch import Batch
 from limbeck.config import read_yaml, to_yaml
 from limbeck.errors import CheckpointError, DataError, LimbeckError, Stopped, is_out_of_memory
@@ -25,55 +25,28 @@ from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, sweep
 from limbeck.interrupt import Interrupted, Interrupts
 from limbeck.lazy import Tensor
 from limbeck.licences import Licence, front_matter, gate, known, plain_licences, section
-from limbeck.objective import Objective, counted
 from limbeck.privacy import shareable
 from limbeck.progress import Progress
 from limbeck.settings_file import parsed_yaml, yaml_of
 from limbeck.sources import settled
+from limbeck.tally import Tally
 from limbeck.trackers import Trackers
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
-
-
-class Tally:
-    """Sums of nats and counts of rows, by term: summed first, divided once."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.sums = {term.name: 0.0 for term in objective.terms}
-        self.rows = {term.name: 0.0 for term in objective.terms}
-        self.tokens = 0.0
-
-    def add(self, nats: dict[str, Tensor], batch: Batch) -> None:
-        """Count one pass: nats [N] by term."""
-        self.tokens += len(batch.places_N)
-        for term in self.objective.terms:
-            rows_N = counted(term, batch).double()
-            self.sums[term.name] += float(nats[term.name].double() @ rows_N)
-            self.rows[term.name] += float(rows_N.sum())
-
-    def figures(self) -> dict[str, float]:
-        """Mean nats by term, the objective's value and the count of tokens, over all ranks."""
-        names = list(self.sums)
-        totals = distributed.sum_over_ranks([self.tokens, *(self.sums[n] for n in names), *(self.rows[n] for n in names)])
-        tokens, sums, rows = totals[0], totals[1 : 1 + len(names)], totals[1 + len(names) :]
-        loss = sum(term.weight * total for term, total in zip(self.objective.terms, sums, strict=True)) / max(1.0, tokens)
-        found = zip(self.objective.terms, sums, rows, strict=True)
-        means = {f"{term.unit}/{term.name}": total / count for term, total, count in found if count}
-        return {"loss_nats": loss, **means, "tokens": int(tokens)}
 
 
 class Run:
     """The folder of one run, and where in it we are."""
 
     def __init__(self, out: Path | str, recipe: Any) -> None:
-        distributed.start()
-        self.out, self.recipe = storage.here(out), recipe
+        self.out, self.recipe = nodes.here(out), recipe
         self.ranks, self.rank = distributed.ranks(), distributed.rank()
         self.leads = self.rank == 0
         """Whether this rank writes the files; all others only know what is in them."""
         self.licences = dict[str, list[Licence]]()
         """Of what it is made of, by role; known to the rank that leads."""
+        self.finished = False
+        """Whether the student is there already."""
         self.first, self.best = 0, dict[str, float]()
         self.stopped: str | None = None
         self.tokens_per_pass = recipe.tokens_per_pass
@@ -82,10 +55,13 @@ class Run:
         self._source: Any = None
         self._source_state = dict[str, Any]()
         self._evaluations = dict[str, Any]()
+        self._saved: int | None = None
+        """The step of the newest checkpoint."""
         self._progress: Progress | None = None
         self._interrupts = Interrupts()
         self._claimed = ExitStack()
         self._trackers = Trackers(recipe.trackers if self.leads else [], self.out)
+        nodes.befriend(self.out)
         if self.leads:
             see_recipe(self.out, recipe)
             self.licences = licences_of(self.out, recipe)
@@ -117,7 +93,7 @@ class Run:
             return Stopped(f"{self.out}: stopped by {name} before the first step; {go_on}", number)
         if self.finished:
             return Stopped(f"{self.out}: stopped by {name}; the run is finished", number)
-        if self.first not in checkpoint.steps(self.out / "checkpoints"):
+        if self.first != self._saved:
             self.save(self._student)
         return Stopped(f"{self.out}: stopped by {name} after {self.first} of {self.recipe.steps} steps, which are saved; {go_on}", number)
 
@@ -149,19 +125,24 @@ class Run:
         if self.ranks > 1:
             self._interrupts.be_patient()
         distributed.wait()  # the leader has the folder
-        places = checkpoint.steps(self.out / "checkpoints")
-        if places:
-            saved, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", places[-1]))
+        self._claimed.enter_context(nodes.together(self.out))
+        self._saved, self.finished, known = distributed.first_says(self._there())
+        if self._saved is not None:
+            saved, state = checkpoint.restore(checkpoint.place(self.out / "checkpoints", self._saved))
             student.restore(saved)
             source.restore(state["source"])
             self.first, self.best, self.stopped = state["step"], state["best"], state["stopped"]
-            known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}
             self._evaluations = {step: found for step, found in known.items() if int(step) <= self.first}
         distributed.wait()
         if self.leads:
-            self._cut_logs(bool(places))
+            self._cut_logs(self._saved is not None)
             self._prune()
         self._student, self._source, self._source_state = student, source, source.state()
+
+    def _there(self) -> tuple[int | None, bool, dict[str, Any]]:
+        """What is in the folder: the newest checkpoint's step, whether the student is, the evaluations."""
+        known = read_json(self.out / "evaluations.json") if (self.out / "evaluations.json").exists() else {}
+        return max(checkpoint.steps(self.out / "checkpoints"), default=None), (self.out / "student").exists(), known
 
     def _logs(self) -> list[Path]:
         return [self.out / name for name in LOGS if (self.out / name).exists()]
@@ -305,7 +286,7 @@ class Run:
             return not done and (self.first == 0 or self.over or (every is not None and self.first % every == 0))
         every, best = self.recipe.save_every, self.recipe.keep == "best" and self.best.get("step") == self.first
         due = self.over or best or (every is not None and self.first > 0 and self.first % every == 0)
-        return due and self.first not in checkpoint.steps(self.out / "checkpoints")
+        return due and self.first != self._saved
 
     def save(self, student: Any) -> None:
         """Write a checkpoint of where we stand and drop those no longer asked for; every rank must call."""
@@ -314,6 +295,7 @@ class Run:
         for path in self._logs() if self.leads else ():
             sync(path)  # the checkpoint must not outlive, in a power cut, the lines that it stands for
         checkpoint.save(checkpoint.place(folder, self.first), student.state(), state)
+        self._saved = self.first
         if self.leads:
             self._prune()
         distributed.wait()
@@ -323,16 +305,13 @@ class Run:
         best = int(self.best["step"]) if self.best and self.recipe.keep == "best" else None
         checkpoint.prune(self.out / "checkpoints", self.recipe.keep_last, best)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the student is there already."""
-        return (self.out / "student").exists()
-
     def take_kept(self, student: Any) -> int:
         """Give the student the weights that the recipe keeps, the last or the best; the step they are of."""
         step = int(self.best["step"]) if self.recipe.keep == "best" else self.first
         if step != self.first:
-            student.restore(checkpoint.restore(checkpoint.place(self.out / "checkpoints", step))[0])
+            place = checkpoint.place(self.out / "checkpoints", step)
+            nodes.bring(place)
+            student.restore(checkpoint.restore(place)[0])
         return step
 
     def export(self, student: Any) -> None:
@@ -344,7 +323,11 @@ class Run:
             with new_folder(self.out / "student") as folder:
                 student.save(folder)
                 write_text(folder / "README.md", shareable(model_card(self.recipe, self._evaluations[str(step)], self.licences, student.live.tags)))
+        self.finished = True
         distributed.wait()
+        nodes.bring(self.out / "student")
+        if self.leads:
+            self._prune()
 
 
 def licences_of(out: Path, recipe: Any) -> dict[str, list[Licence]]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from limbeck import checkpoint, distributed
+from limbeck import checkpoint, distributed, nodes, storage
 from limbeck.errors import CheckpointError, LimbeckError
 from limbeck.files import claimed, read_json, read_jsonl, write_json, write_text
 from limbeck.licences import gate, known
@@ -16,7 +16,6 @@ from limbeck.pipeline import Pipeline, Plan
 from limbeck.privacy import shareable
 from limbeck.recipe import Recipe
 from limbeck.run import see_recipe
-from limbeck.storage import here
 from limbeck.student import Student
 
 RESOLVED, SUMMARY = "pipeline.yaml", "summary.json"
@@ -30,19 +29,20 @@ def distill_stages(pipeline: Pipeline, out: Path | str) -> Student:
     """
     from limbeck.train import distill
 
-    out = here(out)
-    distributed.start()
+    out = nodes.here(out)
     leads = distributed.rank() == 0
+    nodes.befriend(out)
     with claimed(out) if leads else nullcontext():
         if leads:
             begin(pipeline, out)
         distributed.wait()
-        for name in list(pipeline.stages)[:-1]:
-            recipe = pipeline.recipe(name, out)
-            if not finished(out / name, recipe):
-                distill(recipe, out / name)
-            gc.collect()  # models refer to themselves; their memory is wanted for the next
-        student = distill(pipeline.recipe(pipeline.last, out), out / pipeline.last)
+        with nodes.together(out):
+            for name in list(pipeline.stages)[:-1]:
+                recipe = pipeline.recipe(name, out)
+                if not distributed.first_says(leads and finished(out / name, recipe)):
+                    distill(recipe, out / name)
+                gc.collect()  # models refer to themselves; their memory is wanted for the next
+            student = distill(pipeline.recipe(pipeline.last, out), out / pipeline.last)
         if leads:
             write_json(out / SUMMARY, {"stages": {name: ended(out / name) for name in pipeline.stages}})
     return student
@@ -82,14 +82,23 @@ def carry_out(plan: Plan, out: Path) -> Path:
     """Run what a file asks for, unless it is finished; the folder of the run whose student is the product."""
     from limbeck.train import distill
 
-    out = here(out)
-    if isinstance(plan, Pipeline):
-        see_folder(plan, out)
-        if not (out / SUMMARY).exists():
-            distill_stages(plan, out)
-    elif not finished(out, plan):
+    out = nodes.here(out)
+    if distributed.first_says(distributed.rank() == 0 and _is_done(plan, out)):
+        if distributed.rank() == 0:
+            storage.settle(out)
+    elif isinstance(plan, Pipeline):
+        distill_stages(plan, out)
+    else:
         distill(plan, out)
     return product(plan, out)
+
+
+def _is_done(plan: Plan, out: Path) -> bool:
+    """Whether all is there already; a folder of anything else is refused."""
+    if isinstance(plan, Pipeline):
+        see_folder(plan, out)
+        return (out / SUMMARY).exists()
+    return finished(out, plan)
 
 
 def product(plan: Plan, out: Path) -> Path:

@@ -6,57 +6,41 @@ order, `lease.py` for who may write.
 
 import fcntl
 import hashlib
-import os
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from limbeck import lease
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, Stopped
+from limbeck.joint import Files, Joint
 from limbeck.lease import Lost
 from limbeck.mirror import Mirror
+from limbeck.urls import cache_folder, store_of, url_of
 
-URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(?=[^/])")
-"""How a URL begins; also one of which `Path` has taken a slash."""
-NOT_STORES = ("http", "https")
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""What of ours brings the package that a scheme needs."""
 FILES = (".html", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".md", ".gguf")
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between the attempts to reach a store, at the beginning and at the end of a command."""
 EVERY_SECONDS = 30.0
 """How often what changed is sent of itself: logs and ledgers, which grow between commits."""
+POLL_SECONDS = 0.5
+"""How often it is asked whether other machines have brought what they bring to a folder."""
+STOP_SECONDS = 20.0
+"""Where somebody asked us to stop: how long other machines may bring nothing before we leave all the same."""
 FRESH_SECONDS = 10.0
 """What was fetched so short a time ago is not looked for again."""
 T = TypeVar("T")
-
-
-def cache_folder() -> Path:
-    """Where what is made once for a user is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
 
 
 _kept: "dict[str, Kept]" = {}
 """Every mirror that this process has looked into, by its URL."""
 
 
-def url_of(place: str | Path) -> str | None:
-    """The URL that is meant; None for a place on this disk."""
-    text = str(place)
-    found = URL.match(text)
-    if found is None or found[1] in NOT_STORES:
-        return None
-    slashes = ":///" if found[1] in ("file", "local") else "://"
-    return (found[1] + slashes + text[found.end() :]).rstrip("/")
-
-
-def here(place: str | Path) -> Path:
-    """Where a place lies on this disk: as it is, or the mirror of a URL, holding what the store holds.
+def here(place: str | Path, filled: bool = True) -> Path:
+    """Where a place lies on this disk: as it is, or the mirror of a URL, holding what the store holds where it is to be `filled`.
 
     Raises LimbeckError for a store that cannot be reached, or whose package is not installed.
     """
@@ -65,11 +49,13 @@ def here(place: str | Path) -> Path:
         return Path(place)
     for known, kept in _kept.items():
         if url == known or (kept.mirror.only is None and url.startswith(f"{known}/")):
-            kept.refresh()
+            if filled:
+                kept.refresh()
             return kept.place(url)
     _kept[url] = kept = Kept(_opened(url))
     try:
-        kept.refresh()
+        if filled:
+            kept.refresh()
     except BaseException:
         del _kept[url]
         raise
@@ -77,27 +63,13 @@ def here(place: str | Path) -> Path:
 
 
 def _opened(url: str) -> Mirror:
-    fs, path = _store(url)
+    fs, path = store_of(url)
     home = cache_folder().resolve() / "mirrors" / hashlib.sha256(url.encode()).hexdigest()[:16]
     is_file = persistently(url, lambda: fs.isfile(path) or (url.endswith(FILES) and not fs.exists(path)))
     parent, _, name = path.rpartition("/")
     if is_file:
         return Mirror(url.rpartition("/")[0], fs, parent, home / (parent.rpartition("/")[2] or "files"), only=name)
     return Mirror(url, fs, path, home / (name or "files"))
-
-
-def _store(url: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs
-
-        fs, path = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-        return fs, str(path).rstrip("/")
-    except ImportError as error:
-        scheme = url.partition(":")[0]
-        what = f"limbeck[{EXTRAS[scheme]}]" if scheme in EXTRAS else f"a package ({' '.join(str(error).split())})"
-        raise LimbeckError(f"{url} needs what is not installed; pip install '{what}'") from None
-    except ValueError as error:
-        raise LimbeckError(f"{url}: {' '.join(str(error).split())}; give a folder, or a URL that fsspec knows, such as s3://bucket/folder") from None
 
 
 def persistently(url: str, work: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
@@ -118,6 +90,11 @@ def persistently(url: str, work: Callable[[], T], pauses: tuple[float, ...] | No
 def reason(error: Exception) -> str:
     """Why a store could not do it, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(".").removesuffix(": ")
+
+
+def patience_seconds(ended: BaseException | None) -> float:
+    """How long, at the end of work that ended so, other machines may bring nothing before they are given up."""
+    return max(lease.seconds(), STOP_SECONDS) if ended is None else STOP_SECONDS if isinstance(ended, Stopped) else 0.0
 
 
 class Kept:
@@ -162,18 +139,20 @@ class Kept:
             self.writers += 1
         try:
             yield
-        except BaseException:
-            self._leave(pauses=PAUSES[:2], quiet=True)
+        except BaseException as error:
+            self._leave(pauses=PAUSES[:2], ended=error)
             raise
-        self._leave(pauses=PAUSES, quiet=False)
+        self._leave(pauses=PAUSES, ended=None)
 
     def _begin(self) -> None:
         self._held = (self.mirror.home / ".held").open("w")
         fcntl.flock(self._held, fcntl.LOCK_SH)
+        self.mirror.joints.waiting.clear()
 
         def work() -> None:
             if not self.mirror.take():
                 self.mirror.fill()
+            self.mirror.mend()
 
         try:
             persistently(self.url, work)
@@ -187,7 +166,7 @@ class Kept:
         for thread in self._threads:
             thread.start()
 
-    def _leave(self, pauses: tuple[float, ...], quiet: bool) -> None:
+    def _leave(self, pauses: tuple[float, ...], ended: BaseException | None) -> None:
         with self._lock:
             self.writers -= 1
             if self.writers:
@@ -197,20 +176,53 @@ class Kept:
             for thread in self._threads:
                 thread.join()
             try:
-                self._finish(pauses)
+                self._finish(pauses, patience_seconds(ended))
             except LimbeckError as error:
-                if not quiet:
+                if ended is None:
                     raise
                 print(f"limbeck: {error}", file=sys.stderr)
             finally:
                 self._held.close()
 
-    def _finish(self, pauses: tuple[float, ...]) -> None:
+    def _send_all(self, patience: float) -> None:
+        """Send the rest. Raises LimbeckError where other machines brought nothing of theirs for so many seconds."""
+        came, moved_at, waiting = -1, time.monotonic(), self.mirror.joints.waiting
+        while not self.mirror.send():
+            if waiting and self.mirror.joints.came() == came:
+                if time.monotonic() - moved_at >= patience:
+                    raise LimbeckError(f"another machine's part of {', '.join(waiting)} has not come")
+                self.mirror.leases.renew()  # those who do so elsewhere are gone at the end
+                time.sleep(POLL_SECONDS)
+            else:
+                came, moved_at = self.mirror.joints.came(), time.monotonic()
+
+    def flush(self, folder: Path) -> None:
+        """Send what there is, if it is ours, and have here what others brought below a folder."""
+        if self.writers:
+            persistently(self.url, lambda: self._send_all(patience_seconds(None)))
+            persistently(self.url, lambda: self.mirror.mend(self.name(folder)))
+
+    def fetch(self, folder: Path) -> None:
+        """Make what is below a folder what the store holds, whoever writes there."""
+        persistently(self.url, lambda: self.mirror.fill(self.name(folder)))
+
+    def name(self, folder: Path) -> str:
+        """Of a folder below it; of itself nothing."""
+        name = folder.relative_to(self.mirror.root).as_posix()
+        return "" if name == "." else name
+
+    def is_free(self) -> bool:
+        """Whether no process of this machine writes into it."""
+        with (self.mirror.home / ".held").open("w") as held, suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def _finish(self, pauses: tuple[float, ...], patience: float) -> None:
         """Send the rest, and give the lease back."""
 
         def work() -> None:
-            while not self.mirror.send():
-                pass
+            self._send_all(patience)
             self.mirror.settle()
             self._give_back(self._held)
 
@@ -219,14 +231,19 @@ class Kept:
         except Lost:
             raise
         except LimbeckError as error:
+            if self.mirror.joints.waiting:
+                with suppress(Exception):
+                    self._give_back(self._held)
             why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)
+            what = "it goes on from the checkpoint before" if self.mirror.joints.waiting else "it sends the rest"
             raise LimbeckError(f"all is in {self.mirror.root}, and not all in {self.url} ({why}); "
-                               "give the same command again on this machine: it sends the rest") from error  # fmt: skip
+                               f"give the same command again on this machine: {what}") from error  # fmt: skip
 
     def _sending(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            self._wake.wait(min(2.0**failures / 2, EVERY_SECONDS) if failures else EVERY_SECONDS)
+            every = POLL_SECONDS if self.mirror.joints.waiting else EVERY_SECONDS
+            self._wake.wait(min(2.0**failures / 2, EVERY_SECONDS) if failures else every)
             self._wake.clear()
             if self._stop.is_set() or self.lost:
                 return
@@ -235,7 +252,7 @@ class Kept:
     def _sent(self) -> bool:
         """Send what changed; whether it went. Says once that the store is away, and once that it is back."""
         try:
-            if not self.mirror.send():
+            if not self.mirror.send() and not self.mirror.joints.waiting:
                 self._wake.set()
         except Lost as error:
             self.lost = str(error)
@@ -276,6 +293,7 @@ class Kept:
 
         def work() -> None:
             ours = self.mirror.take()
+            self.mirror.mend()
             while not self.mirror.send():
                 pass
             self.mirror.settle() if ours else self.mirror.fill()
@@ -294,27 +312,46 @@ class Kept:
         self.mirror.leases.give_back()
 
 
-def _of(path: Path) -> Kept | None:
+def mirrored(path: Path) -> Kept | None:
     """The mirror that a path lies in."""
     return next((kept for kept in _kept.values() if path.is_relative_to(kept.mirror.root)), None) if _kept else None
 
 
 def told(path: Path) -> None:
     """Whoever wrote or removed something says so; nothing happens where it lies on this disk alone."""
-    if kept := _of(path):
+    if kept := mirrored(path):
         kept.told(path)
+
+
+def settle(folder: Path) -> None:
+    """Send what an earlier command of this machine could not."""
+    if (kept := mirrored(folder)) and not kept.writers and kept.mirror.is_ahead():
+        kept.told(folder)
 
 
 def whole(folder: Path) -> None:
     """Say of a folder, before it is put in its place or removed, that it is there whole or not at all."""
-    if kept := _of(folder):
+    if kept := mirrored(folder):
         kept.mirror.whole(folder)
+
+
+def join(folder: Path, others: Files, token: str) -> None:
+    """Say of a folder, before it is put in its place, what other machines bring to it, when they find this token in its mark."""
+    kept = mirrored(folder)
+    assert kept is not None, "machines that see other files have a store between them"
+    kept.mirror.joints.expect(kept.name(folder), Joint(token, others))
+
+
+def let_go(folder: Path) -> bool:
+    """Whether a folder may be removed: not while other machines bring theirs to it."""
+    joint = kept.mirror.joints.waiting.get(kept.name(folder)) if (kept := mirrored(folder)) else None
+    return joint is None or joint.drop()
 
 
 @contextmanager
 def writing(folder: Path) -> Generator[None]:
     """Have a folder of a store for ourselves as long as the block lasts; nothing happens for one of this disk."""
-    kept = _of(folder)
+    kept = mirrored(folder)
     if kept is None:
         yield
         return

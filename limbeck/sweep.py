@@ -12,12 +12,11 @@ from itertools import product as combinations
 from pathlib import Path
 from typing import Any
 
-from limbeck import distributed
+from limbeck import distributed, nodes
 from limbeck.errors import RecipeError
 from limbeck.files import write_json, write_text
 from limbeck.pipeline import Plan
 from limbeck.stages import carry_out, ended, product
-from limbeck.storage import here
 
 LONGEST = 120
 """Of a folder's name; longer ones are cut, and end in a digest."""
@@ -84,12 +83,12 @@ def _folder(values: dict[str, str]) -> str:
 
 def sweep(asked: Sequence[Point], out: Path) -> dict[str, Any]:
     """Run one after the other, those that are finished not again; the table: `columns`, `rows`, and the `runs` that they are of."""
-    out, runs = here(out), list[dict[str, Any]]()
+    out, runs = nodes.here(out), list[dict[str, Any]]()
     for each in asked:
         folder = product(each.plan, out / each.folder)
         carry_out(each.plan, out / each.folder)
         gc.collect()
-        runs.append({"folder": each.folder, "values": each.values, **ended(folder)})
+        runs.append({"folder": each.folder, "values": each.values, **distributed.first_says(ended(folder) if distributed.rank() == 0 else {})})
         if distributed.rank() == 0:
             write_json(out / "sweep.json", {"runs": runs})
             write_text(out / "sweep.html", page(runs))

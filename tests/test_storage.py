@@ -171,7 +171,7 @@ def test_one_machine_at_a_time_and_what_a_stalled_one_had_not_sent_is_put_aside(
     url = store(tmp_path)
     with machine(tmp_path / "one"):
         root = storage.here(url)
-        first = storage._of(root)
+        first = storage.mirrored(root)
         with storage.writing(root):
             write_text(root / "a.txt", "one")
             with machine(tmp_path / "two"):
@@ -205,7 +205,7 @@ def test_a_machine_that_was_switched_off_is_waited_for(tmp_path, monkeypatch, ca
     url = store(tmp_path)
     with machine(tmp_path / "one"):
         write_text(storage.here(url) / "a.txt", "one")
-        storage._of(storage.here(url)).mirror.leases.take()  # and is switched off
+        storage.mirrored(storage.here(url)).mirror.leases.take()  # and is switched off
     with machine(tmp_path / "two"):
         began = time.monotonic()
         write_text(storage.here(url) / "b.txt", "two")
@@ -222,10 +222,10 @@ def test_a_mirror_that_was_left_half_filled_is_filled_again(tmp_path, monkeypatc
         with machine(tmp_path / "two"):
             write_text(storage.here(url) / "a.txt", "two")
             write_text(storage.here(url) / "b.txt", "two")
-        kept = storage._of(storage._kept[url].mirror.root)
+        kept = storage.mirrored(storage._kept[url].mirror.root)
         real = kept.mirror._fetch
         with monkeypatch.context() as patch:
-            patch.setattr(kept.mirror, "_fetch", lambda there: (_ for _ in ()).throw(LimbeckError("killed")))
+            patch.setattr(kept.mirror, "_fetch", lambda *given: (_ for _ in ()).throw(LimbeckError("killed")))
             with pytest.raises(LimbeckError, match="killed"), kept.writing():
                 raise AssertionError
         assert kept.mirror._fetch == real
@@ -281,7 +281,7 @@ def test_a_folder_is_there_whole_or_not_at_all(moment, after, tmp_path) -> None:
                 with new_folder(root / "folder") as made:
                     for name in ("a", "b"):
                         (made / name).write_text(text)
-                storage._of(root).mirror.send()
+                storage.mirrored(root).mirror.send()
             remove_folder(root / "folder")
 
     url = store(tmp_path)
