@@ -17,6 +17,7 @@ from limbeck.errors import LimbeckError
 from limbeck.mirror import MARK, Mirror
 from limbeck.storage import POLL_SECONDS, mirrored, patience_seconds, reason
 
+PARTS = "parts"
 LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -24,7 +25,7 @@ class Lender:
     """The parts that one machine brings to the folders of one mirror."""
 
     def __init__(self, mirror: Mirror) -> None:
-        self.mirror, self.box = mirror, mirror.home / "parts"
+        self.mirror, self.box = mirror, mirror.home / PARTS
         self.fault = ""
         self._parts = dict[str, Path]()
         """By folder and token: where the part lies."""
@@ -33,9 +34,8 @@ class Lender:
         self._thread = threading.Thread(target=self._sending, daemon=True)
 
     def begin(self) -> None:
-        """Forget what a process that died left."""
-        shutil.rmtree(self.box, ignore_errors=True)
-        self.box.mkdir()
+        """Send from here on."""
+        self.box.mkdir(exist_ok=True)
         self._thread.start()
 
     def room(self) -> Path:
@@ -123,6 +123,12 @@ class Lender:
 
 _lenders = dict[Path, Lender]()
 """By the root of the mirror."""
+
+
+def forget(folder: Path) -> None:
+    """Remove the parts that a process of this machine left when it died."""
+    if (kept := mirrored(folder)) and kept.mirror.root not in _lenders:
+        shutil.rmtree(kept.mirror.home / PARTS, ignore_errors=True)
 
 
 @contextmanager

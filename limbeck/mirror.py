@@ -166,7 +166,7 @@ class Mirror:
             disk.replaced(self.home / "filled", str(self.leases.mine.number).encode())
 
     def mend(self, below: str = "") -> None:
-        """Fetch the rest of folders to which others brought files, and whole ones that gave way to these; what never became whole goes."""
+        """Fetch the rest of folders to which others brought files, and those that gave way to these; what never became whole, and what came after it, goes."""
         with self._turn():
             kept = self.joints.partial()
             partial = _only({folder: others for folder, others in kept.items() if folder not in self.joints.waiting}, below)
@@ -174,10 +174,12 @@ class Mirror:
                 return
             there, known = self._there(), self._known()
             undone = {name.rpartition("/")[0] for name in there if name.endswith(f"/{MARK}")}
-            for folder, others in partial.items():
-                if folder in undone or any(f"{folder}/{name}" not in there for name in others):
-                    shutil.rmtree(self.root / folder, ignore_errors=True)
-                    known |= {name: [content] for name, content in there.items() if name.startswith(f"{folder}/")}
+            broken = {folder for folder, others in partial.items() if folder in undone or any(f"{folder}/{name}" not in there for name in others)}
+            if broken:  # and what came after them, such as the student, is only here
+                broken |= self._folders() - {disk.within(name, self._folders() - undone) for name in there}
+            for folder in broken:
+                shutil.rmtree(self.root / folder, ignore_errors=True)
+                known |= {name: [content] for name, content in there.items() if name.startswith(f"{folder}/")}
             lacking = {folder for folder in self._folders() - undone if folder in partial or not (self.root / folder).exists()}
             wanted = [name for name in _only(there, below) if disk.within(name, lacking) and not (self.root / name).exists()]
             self._get_all(wanted)
@@ -185,13 +187,13 @@ class Mirror:
             self.joints.keep({folder: others for folder, others in kept.items() if folder not in partial})
 
     def is_ahead(self) -> bool:
-        """Whether there is here what was not sent."""
-        known = self._known()
-        return any(known.get(name, [])[1:] != stat for name, stat in self._here().items())
+        """Whether this machine was the last to write, and something of it was not sent."""
+        return bool(_changed(self._known(), self._here())) and self.is_filled(self.leases.newest())
 
     def _put_aside(self) -> None:
         """Keep what another machine's work took the place of."""
-        if self.is_ahead():
+        known, here = self._known(), self._here()
+        if any(known.get(name, [])[1:] != stat for name, stat in here.items()):
             aside = self.home / f"unsent-{time.time_ns()}"
             aside.mkdir()
             for path in [each for each in self.root.iterdir() if not each.name.startswith(".")]:  # locks stay
@@ -240,10 +242,8 @@ class Mirror:
 
     def _send(self, known: Known) -> bool:
         here, folders = self._here(), self._folders()
-        names = here.keys() | known.keys()
-        inside = {name: folder for name in names if (folder := disk.within(name, folders))}
-        changed = [name for name in names if known.get(name, [None])[1:] != here.get(name, [])]
-        changed += [name for name in known if name not in here and len(known[name]) == 1]  # what was left of a folder that was not whole
+        changed = _changed(known, here)
+        inside = {name: folder for name in here.keys() | known.keys() if (folder := disk.within(name, folders))}
         plain = sorted((name for name in changed if name not in inside and name in here), key=lambda name: (not name.endswith(".jsonl"), name))
         done = [self._put(name, here[name], known) for name in plain]
         moved = sorted({inside[name] for name in changed if name in inside}, key=lambda folder: (not (self.root / folder).exists(), folder))
@@ -346,6 +346,12 @@ class Mirror:
 def _only(found: dict[str, T], below: str) -> dict[str, T]:
     """Of what is known by name, that which is a folder or lies in it."""
     return {name: each for name, each in found.items() if not below or name == below or name.startswith(f"{below}/")}
+
+
+def _changed(known: Known, here: dict[str, Stat]) -> list[str]:
+    """The files of ours that differ from what was sent, those that are gone among them."""
+    changed = [name for name in here.keys() | known.keys() if known.get(name, [None])[1:] != here.get(name, [])]
+    return changed + [name for name in known if name not in here and len(known[name]) == 1]  # what was left of a folder that was not whole
 
 
 def _content(info: dict[str, Any]) -> str:

@@ -6,19 +6,24 @@ brings its machine's shares of checkpoints.
 """
 
 import os
+import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from limbeck import distributed, storage
 from limbeck.errors import LimbeckError
 from limbeck.files import UNDONE, write_text
-from limbeck.lending import lending
+from limbeck.lending import forget, lending
 
 LOOK_SECONDS = 3.0
 """How long a file may take to be seen by other machines on a common disk."""
+
+WAIT_SECONDS = 0.1
 
 
 def here(place: Path | str) -> Path:
@@ -51,6 +56,8 @@ def together(folder: Path) -> Generator[None]:
     first, rank = firsts(folder), distributed.rank()
     if storage.mirrored(folder) is None:
         _see(folder)
+    if first[rank] == rank:
+        forget(folder)
     bring(folder)
     with lending(folder) if first[rank] == rank != 0 else nullcontext():
         yield
@@ -61,12 +68,25 @@ def bring(folder: Path) -> None:
     first, rank, kept = firsts(folder), distributed.rank(), storage.mirrored(folder)
     if kept is None or set(first) == {0}:
         return
-    if rank == 0:
-        kept.flush(folder)
-    distributed.wait()
-    if first[rank] == rank != 0:
-        kept.fetch(folder)
-    distributed.wait()
+    _all_wait_for(partial(kept.flush, folder) if rank == 0 else None)
+    _all_wait_for(partial(kept.fetch, folder) if first[rank] == rank != 0 else None)
+
+
+def _all_wait_for(work: Callable[[], None] | None) -> None:
+    """Do what some ranks have to do, each by itself; all go on when it is done. Meanwhile who is gone is missed, and who is asked to stop heard."""
+    found = Future[None]()
+
+    def done() -> None:
+        try:
+            found.set_result(work() if work else None)
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=done, daemon=True).start()
+    while not all(distributed.gathered(found.done())):
+        distributed.agree()
+        time.sleep(WAIT_SECONDS)
+    found.result()
 
 
 def _see(folder: Path) -> None:

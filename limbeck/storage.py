@@ -124,6 +124,8 @@ class Kept:
         def work() -> None:
             last = self.mirror.leases.newest() if self.mirror.only is None else None
             if self.mirror.is_filled(last):
+                if self.is_free():  # whoever died here in the middle of what several machines save left a part of it
+                    self.mirror.mend()
                 self.mirror.filled = time.monotonic()
             else:
                 self.mirror.fill()
