@@ -14,7 +14,7 @@ from pathlib import Path
 
 import stores
 
-from limbeck import storage
+from limbeck import lending, storage
 
 SECONDS = 40.0
 
@@ -64,7 +64,7 @@ def _be(rank: int, ranks: int, home: Path, port: int, sharded: bool, said: Path)
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
                        "MASTER_PORT": str(port), "ACCELERATE_USE_FSDP": str(sharded).lower(), "XDG_CACHE_HOME": str(home)})  # fmt: skip
     storage._kept.clear()
-    storage.PAUSES, storage.FRESH_SECONDS, storage.POLL_SECONDS = (0.05,) * 6, 0.0, 0.05
+    storage.PAUSES, storage.FRESH_SECONDS, storage.POLL_SECONDS, lending.POLL_SECONDS = (0.05,) * 6, 0.0, 0.05, 0.05
     with said.open("w") as file:
         os.dup2(file.fileno(), 2)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import stores
+import torch
 from nodes import Death, job
+from safetensors.torch import load_file
 from stores import files, machine, objects
 from test_ranks import near, same_student
 from test_storage import made, settled  # noqa: F401
@@ -20,9 +23,9 @@ import limbeck as lb
 from limbeck import checkpoint, cli, nodes, storage
 from limbeck.config import plain
 from limbeck.errors import LimbeckError
-from limbeck.files import append_jsonl, new_folder, read_json, read_jsonl, write_text
+from limbeck.files import read_json, read_jsonl
 from limbeck.pipeline import plan_of
-from limbeck.student import Student
+from limbeck.run import Run
 
 SHARD = "step-{}/shard-0000{}-model"
 """Of a step's checkpoint the file of a rank, from 1."""
@@ -52,7 +55,7 @@ def command(made: lb.Recipe, home: Path, url: str | None = None) -> Callable[[],
 
 
 @pytest.fixture(scope="module")
-def whole(made, tmp_path_factory) -> Path:  # noqa: F811
+def whole(made, tmp_path_factory) -> Path:
     """Two machines that nothing befell: the folder of their homes and the store."""
     home = tmp_path_factory.mktemp("whole")
     ends = job(command(made, home), [home / "one", home / "two"])
@@ -71,7 +74,7 @@ def run_of(home: Path, place: str = "reader") -> Path:
         return storage.here(store(home))
 
 
-def test_two_machines_do_what_one_process_does(made, whole, tmp_path) -> None:  # noqa: F811
+def test_two_machines_do_what_one_process_does(made, whole, tmp_path) -> None:
     names = sorted(name for name in objects(store(whole)) if "/step-" in name)
     shards = [f"checkpoints/{SHARD.format('0000000' + '4', n)}-00001-of-00001.safetensors" for n in (1, 2)]
     assert names == [*shards, "checkpoints/step-00000004/state.json"]
@@ -103,7 +106,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("who", ENDS)
-def test_killed_in_the_middle_of_a_save_they_go_on_on_other_machines(who, made, whole, tmp_path) -> None:  # noqa: F811
+def test_killed_in_the_middle_of_a_save_they_go_on_on_other_machines(who, made, whole, tmp_path) -> None:
     deaths, places = ENDS[who]
     ends = job(command(made, tmp_path), [tmp_path / "one", tmp_path / "two"], deaths)
     assert -9 in {code for code, _ in ends} <= {-9, 2}, ends
@@ -123,11 +126,11 @@ def reads_what_a_killed_process_could_have_left(home: Path) -> None:
     for step in checkpoint.steps(run / "checkpoints"):
         saved, state = checkpoint.restore(checkpoint.place(run / "checkpoints", step))
         assert saved.whole() and state["step"] == step
-        assert [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "evaluation" not in row][: step] == list(range(1, step + 1))
+        assert [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "evaluation" not in row][:step] == list(range(1, step + 1))
 
 
 @pytest.mark.parametrize("place", ["one", "two", "new"])
-def test_what_two_machines_began_one_goes_on_with(place, made, whole, tmp_path) -> None:  # noqa: F811
+def test_what_two_machines_began_one_goes_on_with(place, made, whole, tmp_path) -> None:
     deaths = {0: Death(f"step-{LAST}/.undone", "rm_file")}
     job(command(made, tmp_path), [tmp_path / "one", tmp_path / "two"], deaths)
     mine = tmp_path / place / "limbeck"
@@ -144,3 +147,118 @@ def shorten(home: Path) -> None:
     """The lease that was left runs out."""
     (lease,) = Path(store(home).removeprefix("faulty:/")).glob(".lease-*")
     lease.write_text(json.dumps({**json.loads(lease.read_text()), "until": time.time() + 0.3}))
+
+
+def test_asked_to_stop_both_save_and_others_go_on(made, whole, tmp_path) -> None:
+    """The checkpoint of the step just made is whole in the store when they are out."""
+    real = Run.log_step
+
+    def slowly(self, step, moved):
+        real(self, step, moved)
+        if step == 2:
+            (tmp_path / "now").touch()
+            time.sleep(0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log_step", slowly)
+        ends = job(command(made, tmp_path), [tmp_path / "one", tmp_path / "two"], signalled=(tmp_path / "now").exists)
+    assert [code for code, _ in ends] == [75, 75], ends
+    assert "after 3 of 4 steps, which are saved" in ends[0][1]
+    assert checkpoint.steps(run_of(tmp_path) / "checkpoints") == [3]
+    ends = job(command(made, tmp_path), [tmp_path / "two", tmp_path / "new"])
+    assert [code for code, _ in ends] == [0, 0], ends
+    as_whole(whole, tmp_path)
+
+
+def test_the_best_weights_of_several_machines_come_back_from_the_store(made, tmp_path) -> None:
+    """Training makes it worse, so that the first checkpoint is the best, which no machine has whole."""
+    worse = replace(made, keep="best", keep_last=2, student=replace(made.student, optimizer=lb.AdamW(3.0)))
+    ends = job(command(worse, tmp_path), [tmp_path / "one", tmp_path / "two"])
+    assert [code for code, _ in ends] == [0, 0], ends
+    places, run = partial(checkpoint.place, run_of(tmp_path) / "checkpoints"), run_of(tmp_path)
+    best = read_json(places(4) / "state.json")["best"]["step"]
+    kept, student = checkpoint.restore(places(best))[0].whole(), load_file(run / "student" / "model.safetensors")
+    assert best < 4 and student and all(torch.equal(kept[f"weight.{name}"], weight) for name, weight in student.items())
+
+
+def test_stages_find_the_student_of_an_earlier_one_on_every_machine(made, tmp_path) -> None:
+    """Copies of the model, where the first machine alone saves; and once more, when all is done."""
+    first = plain(replace(made, steps=1, evaluations=[], evaluate_every=None, save_every=None))
+    stages = plan_of({"stages": {"first": first, "second": {**first, "student": {**first["student"], "model": "@first"}}}})
+    for places in (["one", "two"], ["two", "one"], ["new", "two"]):
+        ends = job(command(stages, tmp_path), [tmp_path / place for place in places], sharded=False)
+        assert [code for code, _ in ends] == [0, 0], ends
+    found = objects(store(tmp_path))
+    assert f"model: {store(tmp_path)}/first/student" in found["second/recipe.yaml"].decode()
+    assert {"summary.json", "second/student/config.json", "first/student/config.json"} <= found.keys()
+
+
+def test_a_store_that_is_away_from_one_of_them_costs_nothing(made, whole, tmp_path) -> None:
+    """The other machine's first attempts to bring its share fail."""
+    real, left = stores.Faulty.changed, [3]
+
+    def changed(self, name, *given, **more):
+        if "shard-00002" in str(given) and left[0]:
+            left[0] -= 1
+            raise ConnectionError("the cable is out")
+        return real(self, name, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores.Faulty, "changed", changed)
+        ends = job(command(made, tmp_path), [tmp_path / "one", tmp_path / "two"])
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "the cable is out); this machine's part goes later" in ends[1][1] and "answers again; nothing was lost" in ends[1][1]
+    as_whole(whole, tmp_path)
+
+
+def test_a_folder_that_the_other_machine_does_not_see_is_refused(made, tmp_path) -> None:
+    work = command(made, tmp_path, "run")
+
+    def apart() -> None:
+        place = tmp_path / f"disk-{os.environ['RANK']}"
+        place.mkdir()
+        os.chdir(place)
+        nodes.LOOK_SECONDS = 0.3
+        work()
+
+    ends = job(apart, [tmp_path / "one", tmp_path / "two"])
+    assert [code for code, _ in ends] == [2, 2]
+    line = "limbeck: process 1 of this job does not see run as the first one does; give an --out on a disk that all machines share, or a URL"
+    assert "".join(said for _, said in ends).count(line) == 1, ends
+
+
+def test_a_foreign_run_is_refused_on_any_machine_of_the_job(made, tmp_path) -> None:
+    """Somebody on the second machine is at work in the folder: no friend, though the machine is one of ours."""
+    ready = tmp_path / "ready"
+
+    def foreign() -> None:
+        os.environ["LIMBECK_LEASE_SECONDS"] = "0.4"
+        root = storage.here(store(tmp_path))
+        with storage.writing(root):
+            ready.touch()
+            while not (tmp_path / "done").exists():
+                time.sleep(0.01)
+
+    child = os.fork()
+    if child == 0:
+        with machine(tmp_path / "two"), suppress(BaseException):
+            foreign()
+        os._exit(0)
+    while not ready.exists():
+        time.sleep(0.01)
+    ends = job(command(made, tmp_path), [tmp_path / "one", tmp_path / "two"])
+    (tmp_path / "done").touch()
+    os.waitpid(child, 0)
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert "run is in use by" in ends[0][1] and "wait for it, or give another place" in ends[0][1].splitlines()[-1]
+
+
+def test_a_cache_in_a_store_is_not_filled_by_several_machines(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with machine(tmp_path / "one"):
+        root = storage.here(store(tmp_path))
+        nodes.see_one_machine(tmp_path)
+        nodes.see_one_machine(root)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(LimbeckError, match=r"^faulty:.*/run is filled by the processes of one machine, and this job has several"):
+            nodes.see_one_machine(root)
