@@ -26,20 +26,19 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> 
     """Write a checkpoint, atomically; every rank must call. Machines without a common disk bring their shares together in the store."""
     first, rank = nodes.firsts(folder), distributed.rank()
     leads = first[rank] == rank
-    lender = lender_of(folder) if leads and rank and distributed.is_sharded() else None
+    lender = lender_of(folder) if distributed.is_sharded() else None
     with new_folder(folder) if rank == 0 else nullcontext() as made:
         work = Path(str(distributed.gathered(lender.room() if lender else made)[first[rank]]))
         if distributed.is_sharded() or rank == 0:
             _write(work, _apart(tensors))
         distributed.wait()
         found = distributed.gathered(_sizes(work) if leads else {})
-        token, kept = distributed.first_says((uuid.uuid4().hex, steps(folder.parent)))
+        token = distributed.first_says(uuid.uuid4().hex)
         if rank == 0:
             write_json(work / "state.json", {**state, "files": {name: size for each in found for name, size in each.items()}})
             if others := {name: size for each in found[1:] for name, size in each.items()}:
                 storage.join(folder, others, token)
-        if lender:
-            lender.keep([place(folder.parent, step) for step in kept])
+        if lender and found[rank]:
             lender.lend(folder, token, work)
         distributed.wait()
     distributed.wait()
@@ -165,6 +164,13 @@ def steps(folder: Path) -> list[int]:
 def place(folder: Path, step: int) -> Path:
     """Where the checkpoint after so many steps lies."""
     return folder / f"step-{step:08d}"
+
+
+def let_go(folder: Path) -> None:
+    """On machines that bring shares, drop those of checkpoints that the first rank has not any more; every rank must call."""
+    kept = distributed.first_says({place(folder, step).name for step in steps(folder)})
+    if lender := lender_of(folder):
+        lender.keep(folder, kept)
 
 
 def prune(folder: Path, last: int, also: int | None) -> None:

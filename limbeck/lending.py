@@ -48,11 +48,11 @@ class Lender:
             self._parts[f"{folder.relative_to(self.mirror.root).as_posix()}/{token}"] = part
         self._wake.set()
 
-    def keep(self, folders: list[Path]) -> None:
-        """Drop parts of other folders than these: whoever was to declare those whole has let them go."""
-        names = {folder.relative_to(self.mirror.root).as_posix() for folder in folders}
+    def keep(self, folder: Path, names: set[str]) -> None:
+        """Of what is directly below a folder, keep the parts of these alone: whoever was to declare others whole has let them go."""
         for key in self._left():
-            if key.rpartition("/")[0] not in names:
+            place = self.mirror.root / key.rpartition("/")[0]
+            if place.parent == folder and place.name not in names:
                 self._drop(key)
 
     def _left(self) -> dict[str, Path]:
@@ -158,6 +158,6 @@ def _quietly(lender: Lender, patience: float) -> None:
         print(f"limbeck: {error}", file=sys.stderr)
 
 
-def lender_of(folder: Path) -> Lender:
-    """Who brings this machine's part of a folder; there is one."""
-    return next(lender for root, lender in _lenders.items() if folder.is_relative_to(root))
+def lender_of(folder: Path) -> Lender | None:
+    """Who brings this machine's part of a folder, if it is for this process to do so."""
+    return next((lender for root, lender in _lenders.items() if folder.is_relative_to(root)), None)

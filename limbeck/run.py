@@ -298,7 +298,7 @@ class Run:
         self._saved = self.first
         if self.leads:
             self._prune()
-        distributed.wait()
+        checkpoint.let_go(folder)
 
     def _prune(self) -> None:
         """Drop the checkpoints that are no longer asked for."""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from limbeck import checkpoint, cli, nodes, storage
 from limbeck.config import plain
 from limbeck.errors import LimbeckError
 from limbeck.files import read_json, read_jsonl
+from limbeck.mirror import Mirror
 from limbeck.pipeline import plan_of
 from limbeck.run import Run
 
@@ -262,3 +265,48 @@ def test_a_cache_in_a_store_is_not_filled_by_several_machines(tmp_path, monkeypa
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         with pytest.raises(LimbeckError, match=r"^faulty:.*/run is filled by the processes of one machine, and this job has several"):
             nodes.see_one_machine(root)
+
+
+def test_saves_that_come_faster_than_shares_get_there_are_kept_or_let_go(made, tmp_path) -> None:
+    """The other's first share takes longer than all steps: its checkpoint stays until it is whole, those between are never asked for."""
+    often, real, asked = replace(made, save_every=1, evaluate_every=None, steps=6), stores.Faulty.changed, tmp_path / "asked"
+
+    def changed(self, name, *given, **more):
+        if "step-00000001/shard-00002" in str(given):
+            while not list(tmp_path.glob("one/limbeck/mirrors/*/run/student")):
+                time.sleep(0.02)
+        with asked.open("a") as file:
+            file.write(f"{name} {given[0]}\n")
+        return real(self, name, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores.Faulty, "changed", changed)
+        ends = job(command(often, tmp_path), [tmp_path / "one", tmp_path / "two"])
+    assert [code for code, _ in ends] == [0, 0], ends
+    made_whole = [int(step) for step in re.findall(r"rm_file \S*step-0*(\d)/\.undone", asked.read_text())]
+    assert made_whole == [1, 6, 1], "the first, the last, and then the first was removed"
+    assert checkpoint.steps(run_of(tmp_path) / "checkpoints") == [6]
+    assert not list(tmp_path.glob("two/limbeck/mirrors/*/parts/*"))
+    reads_what_a_killed_process_could_have_left(tmp_path)
+
+
+def test_an_s3_bucket_is_the_disk_of_two_machines(made, whole, tmp_path) -> None:
+    """The other is killed when its share is on its way; they go on with places changed."""
+    real = Mirror.upload
+
+    def killed(self, name, path):
+        if os.environ.get("RANK") == "1" and f"step-{LAST}" in name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, name, path)
+
+    with stores.s3() as bucket:
+        url = f"{bucket}/runs/one"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Mirror, "upload", killed)
+            ends = job(command(made, tmp_path, url), [tmp_path / "one", tmp_path / "two"])
+        assert [code for code, _ in ends] == [2, -9], ends
+        assert objects(url).keys() & {f"checkpoints/step-{LAST}/.undone", f"checkpoints/step-{FIRST}/state.json"}
+        ends = job(command(made, tmp_path, url), [tmp_path / "two", tmp_path / "one"])
+        assert [code for code, _ in ends] == [0, 0], ends
+        found = objects(url)
+    assert settled(found) == settled(objects(store(whole)))
