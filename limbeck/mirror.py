@@ -166,7 +166,10 @@ class Mirror:
             disk.replaced(self.home / "filled", str(self.leases.mine.number).encode())
 
     def mend(self, below: str = "") -> None:
-        """Fetch the rest of folders to which others brought files, and those that gave way to these; what never became whole, and what came after it, goes."""
+        """Fetch the rest of folders to which others brought files, and those that gave way to these.
+
+        What never became whole goes, and so does what came after it.
+        """
         with self._turn():
             kept = self.joints.partial()
             partial = _only({folder: others for folder, others in kept.items() if folder not in self.joints.waiting}, below)

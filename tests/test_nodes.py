@@ -290,6 +290,19 @@ def test_saves_that_come_faster_than_shares_get_there_are_kept_or_let_go(made, t
     reads_what_a_killed_process_could_have_left(tmp_path)
 
 
+def test_two_processes_of_each_of_two_machines_do_what_one_does(made, whole, tmp_path) -> None:
+    """One of each machine brings what both have written."""
+    four = replace(made, source=replace(made.source, sequences=4))
+    ends = job(command(four, tmp_path), [tmp_path / place for place in ("one", "one", "two", "two")])
+    assert [code for code, _ in ends] == [0] * 4, ends
+    assert len([name for name in objects(store(tmp_path)) if "/shard-" in name]) == 4
+    for place in ("two", "new"):  # any machine has all of it
+        with machine(tmp_path / place):
+            lb.distill(four, storage.here(store(tmp_path)))
+    lb.distill(four, tmp_path / "alone")
+    as_one(tmp_path / "alone", run_of(tmp_path))
+
+
 def test_an_s3_bucket_is_the_disk_of_two_machines(made, whole, tmp_path) -> None:
     """The other is killed when its share is on its way; they go on with places changed."""
     real = Mirror.upload

@@ -116,24 +116,42 @@ def test_killed_on_one_machine_after_the_other_it_comes_to_an_end(made, whole, t
 
 
 def test_a_store_that_is_away_for_a_while_costs_nothing(made, whole, tmp_path, monkeypatch, capfd) -> None:
-    real, steps = Student.step, 0
+    """What could not be sent is sent once the store is back, in the middle of a step: by nothing but that it is tried again."""
+    real, steps, said = Student.step, 0, ""
+    checkpoint = f"{store(tmp_path)}/checkpoints/step-00000002/state.json".removeprefix("faulty:/")
+
+    def until(there) -> None:
+        begun = time.monotonic()
+        while not there():
+            assert time.monotonic() - begun < 10, "it was not tried again"
+            time.sleep(0.01)
+
+    def told(words: str) -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return words in said
 
     def stepping(self, *given):
         nonlocal steps
         steps += 1
-        stores.Faulty.away = 1 <= steps < 4
-        if steps == 4:
+        if steps == 2:
+            stores.Faulty.away = True
+        if steps == 3:
+            until(lambda: told("does not answer (ConnectionError: the cable is out)"))
+            assert not Path(checkpoint).exists()
             stores.Faulty.away = False
+            until(lambda: told("answers again; nothing was lost") and Path(checkpoint).exists())
         return real(self, *given)
 
     monkeypatch.setattr(Student, "step", stepping)
     with machine(tmp_path / "one"):
         lb.distill(made, store(tmp_path))
     assert settled(objects(store(tmp_path))) == whole
-    assert "nothing was lost" in (said := capfd.readouterr().err) or "does not answer" not in said
+    assert steps == 4
 
 
-def test_a_store_that_stays_away_is_said_at_the_end_and_the_same_command_sends_the_rest(made, whole, tmp_path, monkeypatch, capfd) -> None:
+@pytest.mark.parametrize("again", [lb.distill, lambda made, url: carry_out(made, Path(url))], ids=["in Python", "on the command line"])
+def test_a_store_that_stays_away_is_said_at_the_end_and_the_same_command_sends_the_rest(again, made, whole, tmp_path, monkeypatch) -> None:
     real = Student.step
 
     def stepping(self, *given):
@@ -149,7 +167,7 @@ def test_a_store_that_stays_away_is_said_at_the_end_and_the_same_command_sends_t
         root = storage.here(store(tmp_path)) if (stores.Faulty.away, setattr(stores.Faulty, "away", False))[0] else None
         assert root is not None and settled(files(root)) == whole and "student/config.json" not in objects(store(tmp_path))
         monkeypatch.setattr(Student, "step", never)
-        lb.distill(made, store(tmp_path))
+        again(made, store(tmp_path))
         assert settled(objects(store(tmp_path))) == whole
 
 
