@@ -327,7 +327,7 @@ def told(path: Path) -> None:
 
 def settle(folder: Path) -> None:
     """Send what an earlier command of this machine could not."""
-    if (kept := mirrored(folder)) and not kept.writers and kept.mirror.is_ahead():
+    if (kept := mirrored(folder)) and not kept.writers and persistently(kept.url, kept.mirror.is_ahead):
         kept.told(folder)
 
 

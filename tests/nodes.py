@@ -21,11 +21,15 @@ SECONDS = 40.0
 
 @dataclass(frozen=True)
 class Death:
-    """Of a machine, at its first change of the store of an object whose name matches: before it is done, or after."""
+    """Of a machine, at its first change of the store of an object whose name matches: before it is done, or after.
+
+    once: what must be in its mirrors by then.
+    """
 
     name: str
     change: str = "pipe_file"
     after: bool = False
+    once: str = ""
 
 
 def free_port() -> int:
@@ -76,6 +80,8 @@ def _dies(death: Death | None) -> None:
 
     def changed(self: stores.Faulty, name: str, *given: str, **more: object) -> object:
         now = death is not None and name == death.change and re.search(death.name, str(given)) is not None
+        while now and death.once and not [*Path(os.environ["XDG_CACHE_HOME"]).glob(f"limbeck/mirrors/*/{death.once}")]:
+            time.sleep(0.01)
         if now and not death.after:
             os.kill(os.getpid(), signal.SIGKILL)
         try:

@@ -101,6 +101,7 @@ ENDS = {
     "the other, after it is": ({1: Death(SHARD.format(LAST, 2), after=True)}, ["new", "one"]),
     "the first, before it asks": ({0: Death(f"step-{LAST}/.undone")}, ["two", "one"]),
     "the first, before the folder is whole": ({0: Death(f"step-{LAST}/.undone", "rm_file")}, ["one", "new"]),
+    "the first, when it has the student": ({0: Death(f"step-{LAST}/.undone", "rm_file", once="run/student")}, ["one", "two"]),
     "the first, after it is": ({0: Death(f"step-{LAST}/.undone", "rm_file", after=True)}, ["two", "new"]),
     "the first, before the one before is gone": ({0: Death(f"step-{FIRST}/.*safetensors", "rm_file")}, ["one", "two"]),
     "both": ({0: Death(SHARD.format(LAST, 1)), 1: Death(SHARD.format(LAST, 2))}, ["two", "one"]),
