@@ -17,7 +17,7 @@ import yaml
 from pen_double import Pen, writing
 
 import limbeck as lb
-from limbeck import Sampling
+from limbeck import Sampling, engines
 from limbeck.batch import Batch, Text
 from limbeck.config import build, to_yaml
 from limbeck.engines import EXCESS, MISMATCH, VLLM, Engine
@@ -225,9 +225,23 @@ def test_nonsense_is_refused_when_it_is_made(settings: dict[str, Any], said: str
         VLLM(**settings)
 
 
-def test_a_server_far_away_needs_a_folder(folders: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match=r"is another machine: name a folder"):
-        alive(folders, ["http://far.example/v1"])
+def test_a_server_far_away_needs_a_folder_or_a_transfer(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "HERE", set[str]())
+    pen = Pen(folders["student"])
+    with writing(pen) as url:
+        with pytest.raises(RecipeError, match=r"is another machine: name a folder .* or start it with --weight-transfer-config"):
+            alive(folders, [url])
+        pen.backend = "nccl"
+        with pytest.raises(RecipeError, match="by nccl, from a GPU, and the student is on none"):
+            source, student = alive(folders, [url])
+            source.draw(1, student)
+
+
+def test_servers_that_take_weights_in_different_ways_are_refused(folders: dict[str, str]) -> None:
+    by_ipc, by_folder = Pen(folders["student"]), Pen(folders["student"])
+    by_ipc.backend = "ipc"
+    with writing(by_ipc) as one, writing(by_folder) as two, pytest.raises(EndpointError, match=r"in different ways \(.*: ipc, .*: none\)"):
+        alive(folders, [one, two])
 
 
 def test_without_vllm_it_says_what_to_do(folders: dict[str, str]) -> None:
