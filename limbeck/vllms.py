@@ -1,5 +1,6 @@
 """vLLM as it writes for us: on servers, or inside this process. What is told them is vLLM's own interface; nothing here knows a student."""
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +222,8 @@ class Inside:
     def take(self, folder: str) -> None:
         """The first time it is opened with them."""
         if self.llm is None:
+            if (self.options.get("weight_transfer_config") or {}).get("backend") == "ipc":
+                os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # handles of memory cross to vLLM's own process, which we begin
             self.llm: Any = self.vllm.LLM(model=folder, dtype=self.dtype, generation_config="vllm", **self.options)
         else:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})

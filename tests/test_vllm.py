@@ -150,7 +150,8 @@ def test_weights_come_by_vllms_own_transfer(backend: str, inside: bool, model: s
     """vLLM's own code on both sides, but for the wire: there is no GPU here. By NCCL into two servers."""
     sent, script = tmp_path / "sent", ["-m", "wire_double"]
     path = os.pathsep.join([wire_double.plugin(tmp_path / "plugin"), str(ROOT)])
-    variables = {"PYTHONPATH": path, "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", wire_double.SENT: str(sent)}
+    variables = {"PYTHONPATH": path, wire_double.SENT: str(sent)}
+    insecure = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     more = ["--weight-transfer-config", json.dumps({"backend": backend})]
     with ExitStack() as stack:
         if inside:
@@ -158,7 +159,7 @@ def test_weights_come_by_vllms_own_transfer(backend: str, inside: bool, model: s
         else:
             (tmp_path / "first").mkdir()
             folder = vllm_writer.served(vllm_writer.shrunk(model, 2, tmp_path / "first" / "student"), tmp_path / "served", "float32")
-            urls = [stack.enter_context(vllm_server.serving(folder, tmp_path / f"log-{n}", "float32", "student", more, variables))
+            urls = [stack.enter_context(vllm_server.serving(folder, tmp_path / f"log-{n}", "float32", "student", more, {**variables, **insecure}))
                     for n in range(2 if backend == "nccl" else 1)]  # fmt: skip
             engine = {"type": "VLLM", "servers": urls, "model": "student"}
         rows = learnt(tmp_path, model, engine, script, variables)
