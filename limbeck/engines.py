@@ -53,6 +53,11 @@ class Engine(Part, ABC):
     def load(self, vocabulary: Vocabulary) -> Self:
         """The engine found, and seen to mean the same by a token."""
 
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """Who it is, in words, once it is loaded."""
+
     @abstractmethod
     def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int]) -> list[Written]:
         """Complete prompts, as `Student.write` does. Every rank must call, one without prompts too."""
@@ -131,6 +136,14 @@ class VLLM(Engine):
             own = {"weight_transfer_config": {"backend": "ipc"}} if on_gpu() else {}
             made._pen = Inside(self.dtype, {**own, **(self.options or {})})
         return made
+
+    @property
+    def described(self) -> str:
+        """Where it runs, and how weights reach it."""
+        if not self.servers:
+            return f"vLLM inside this process, in {self.dtype}"
+        ways = f"by {self._pen.backend}" if self._pen.backend else "through a folder"
+        return f"vLLM at {' and '.join(self.servers)}, which takes weights {ways}"
 
     def _see_folder(self, backend: str | None) -> None:
         """Raise RecipeError where a server of another machine takes weights from a folder, and none is named that both see."""

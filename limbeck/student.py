@@ -89,7 +89,8 @@ class Student(Part):
         if self.lora:
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
-            made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
+            causal: Any = made._open.causal  # transformers before 5.20 has another name for it
+            getattr(causal, "activation_checkpointing_enable", causal.gradient_checkpointing_enable)({"use_reentrant": False})
         made._passes, made._pen, made._shadows = Passes(made._open, learns=True), Pen(), dict[float, "Shadow"]()
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made

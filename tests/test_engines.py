@@ -19,6 +19,7 @@ from pen_double import Pen, writing
 import limbeck as lb
 from limbeck import Sampling, engines
 from limbeck.batch import Batch, Text
+from limbeck.check import Line, check
 from limbeck.config import build, to_yaml
 from limbeck.engines import EXCESS, MISMATCH, VLLM, Engine
 from limbeck.errors import EndpointError, LimbeckError, RecipeError
@@ -242,6 +243,18 @@ def test_servers_that_take_weights_in_different_ways_are_refused(folders: dict[s
     by_ipc.backend = "ipc"
     with writing(by_ipc) as one, writing(by_folder) as two, pytest.raises(EndpointError, match=r"in different ways \(.*: ipc, .*: none\)"):
         alive(folders, [one, two])
+
+
+def test_check_looks_for_it(folders: dict[str, str], tmp_path: Path) -> None:
+    with writing(Pen(folders["student"])) as url:
+        lines = list[Line]()
+        for name in ("toy", "toi"):
+            source = lb.OnPolicy(folders["prompts"], engine=VLLM([url], name))
+            recipe = lb.Recipe(lb.Student(folders["student"]), source, lb.Local(folders["teacher"]), Objective([lb.ReverseKL()]), steps=1)
+            lines += [line for line in check(recipe, tmp_path) if line.what == "engine"]
+    assert [line.verdict for line in lines] == ["ok", "problem"]
+    assert lines[0].found == f"vLLM at {url}, which takes weights through a folder"
+    assert 'does not serve "toi"; did you mean "toy"' in lines[1].found
 
 
 def test_without_vllm_it_says_what_to_do(folders: dict[str, str]) -> None:

@@ -21,7 +21,8 @@ FLOORS = [
         "teacher_samples teachers trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
         "pipeline recipe room selftest shrink stages train",
-        "__main__ check check_stages cli cli_cluster cli_evaluate cli_export cli_plan exporting planning quickstart report spread sweep transfer",
+        "__main__ check check_lengths check_lines check_stages cli cli_cluster cli_evaluate cli_export cli_plan exporting "
+        "planning quickstart report spread sweep transfer",
     )
 ]
 """From the bottom to the top."""
