@@ -189,24 +189,28 @@ def test_a_word_stands_for_the_engine(folders: dict[str, str]) -> None:
     assert isinstance(VLLM(), Engine) and VLLM() == replace(VLLM(), every=1)
 
 
+WAYS = {"one": (1, False), "copies": (2, False), "shares": (2, True)}
+"""Processes, and whether each holds a share of the weights."""
+
+
 def test_two_processes_have_the_text_of_one(folders: dict[str, str], tmp_path: Path) -> None:
-    """Each draws its own rows, one hands the weights over, and the records are those of one process."""
-    pens, found = [Pen(folders["student"]) for _ in range(2)], list[list[dict[str, Any]]]()
-    for ranks, pen in enumerate(pens, 1):
+    """Each draws its own rows, the weights are handed over once, and the records are those of one process."""
+    found = dict[str, list[dict[str, Any]]]()
+    for way, (ranks, sharded) in WAYS.items():
+        pen, out = Pen(folders["student"]), tmp_path / way
         with writing(pen) as url:
-            given = {"folders": folders, "url": url, "out": str(tmp_path / f"run-{ranks}")}
-            (tmp_path / "given.json").write_text(json.dumps(given))
+            (tmp_path / "given.json").write_text(json.dumps({"folders": folders, "url": url, "out": str(out)}))
             script = [str(Path(__file__).with_name("pen_ranks.py")), str(tmp_path / "given.json")]
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-            done = subprocess.run(
-                [sys.executable, *launch, *script], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-        found.append([row for row in read_jsonl(tmp_path / f"run-{ranks}" / "metrics.jsonl") if "gradient_norm" in row])
-    assert pens[0].told == pens[1].told == ["collective_rpc", "reset_prefix_cache"] * 2
-    for one, two in zip(*found, strict=True):
-        assert one.keys() == two.keys()
-        assert all(two[name] == pytest.approx(one[name], abs=1e-5) for name in one if name not in (MISMATCH, EXCESS))
+            variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower()}
+            done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, check=False, env=variables)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert pen.told == ["collective_rpc", "reset_prefix_cache"] * 2
+        found[way] = [row for row in read_jsonl(out / "metrics.jsonl") if "gradient_norm" in row]
+    for way in ("copies", "shares"):
+        for one, two in zip(found["one"], found[way], strict=True):
+            assert one.keys() == two.keys()
+            assert all(two[name] == pytest.approx(one[name], abs=1e-5) for name in one if name not in (MISMATCH, EXCESS)), way
 
 
 # Bad input
