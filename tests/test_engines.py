@@ -261,7 +261,8 @@ def test_check_looks_for_it(folders: dict[str, str], tmp_path: Path) -> None:
     assert 'does not serve "toi"; did you mean "toy"' in lines[1].found
 
 
-def test_without_vllm_it_says_what_to_do(folders: dict[str, str]) -> None:
+def test_without_vllm_it_says_what_to_do(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(RecipeError, match=r"vLLM is not installed here; .* VLLM\(servers="):
         VLLM().load(lb.Student(folders["student"], dtype="float32").load(1).live.vocabulary)
 
