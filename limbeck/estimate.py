@@ -250,11 +250,7 @@ def memory_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy | None, load
     rows of 256 tokens: +15 and -9 % of what was taken beside the weights; 64 rows of 64 tokens: +94 %, of 0.5 GB.
     """
     numbers = width_of(recipe.student.dtype)
-    moving = moving_parameters(student, recipe.student)
-    moments = 2 if recipe.student.optimizer.eight_bit else 8
-    found = {"student": frozen_bytes(student, recipe.student.quantization, 4), "gradients": 4 * moving, "moments": moments * moving}
-    if recipe.student.lora:
-        found["student"] += 4 * moving
+    found, moving = learner_bytes(student, recipe.student), moving_parameters(student, recipe.student)
     if numbers < 4 and not recipe.student.quantization:
         found["student"] += numbers * student.parameters_total
     if teacher is not None:
@@ -268,6 +264,13 @@ def memory_bytes(recipe: Recipe, student: Anatomy, teacher: Anatomy | None, load
         return found | {"a pass": learning, "writing ahead": writing + recipe.source.ahead * copied, "program": load.base_bytes}
     found["a pass" if learning >= writing else "writing"] = max(learning, writing)
     return found | {"program": load.base_bytes}
+
+
+def learner_bytes(model: Anatomy, student: Student) -> dict[str, int]:
+    """Masters, gradients and moments, in float32 but for moments in 8 bits; adapters come on top of what they are put on."""
+    moving = moving_parameters(model, student)
+    weights = frozen_bytes(model, student.quantization, 4) + (4 * moving if student.lora else 0)
+    return {"student": weights, "gradients": 4 * moving, "moments": (2 if student.optimizer.eight_bit else 8) * moving}
 
 
 def _learning_bytes(recipe: Recipe, student: Anatomy, load: Load, numbers: int) -> int:
