@@ -36,7 +36,7 @@ class Writing(Job):
     name: str = field(default_factory=lambda: uuid4().hex[:8])
     what = "writing (prompts)"
 
-    def begin(self) -> Begun:
+    def begin(self, before: Begun | None = None) -> Begun:
         """Prompts are made, teachers piloted; how many pieces there are, and how often each teacher answers."""
         with Ledger(self._ledger) as ledger:
             before = len(ledger)
