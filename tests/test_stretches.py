@@ -110,22 +110,17 @@ def by_hand(home: Path, out: Path) -> None:
     assert rounds[-1] == "reading (passes)"
 
 
-@pytest.mark.parametrize("stops", [(3, 9), (14, 3), (23, 2)])
-def test_whoever_begins_another_goes_on(stops: tuple[int, int], home: Path, clock: Clock, tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns, stops", [((by_hand, alone, by_hand), (3, 12)), ((alone, by_hand, alone), (5, 14)), ((by_hand, alone), (24,))])
+def test_whoever_begins_another_goes_on(turns: tuple[Any, ...], stops: tuple[int, ...], home: Path, clock: Clock, tmp_path: Path) -> None:
     """On a cluster, then alone, then on a cluster again; or the other way round: what was whole at a kill is not made again."""
-    out = tmp_path / "out"
-    for turns in ((by_hand, alone, by_hand), (alone, by_hand, alone)):
-        clock.made.clear()
-        for turn, stop in zip(turns, (*stops, 10**9), strict=True):
-            clock.left = stop
-            if stop < 10**9:
-                with pytest.raises(Killed):
-                    turn(home, out)
-            else:
-                turn(home, out)
-        clock.see_each_once()
-        assert watched.kept(out) == watched.kept(home / "evaluated")
-        shutil.rmtree(out)
+    for turn, stop in zip(turns, stops, strict=False):
+        clock.left = stop
+        with pytest.raises(Killed):
+            turn(home, tmp_path / "out")
+    clock.left = 10**9
+    turns[-1](home, tmp_path / "out")
+    clock.see_each_once()
+    assert watched.kept(tmp_path / "out") == watched.kept(home / "evaluated")
 
 
 def test_questions_are_read_where_they_are_asked(home: Path) -> None:
