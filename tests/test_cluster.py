@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,21 +140,11 @@ def stored(out: Path) -> dict[bytes, Any]:
     return {row["key"]: row for row in rows}
 
 
-@pytest.fixture(scope="module")
-def evaluated(home: Path) -> dict[str, Any]:
-    """What one process leaves of an evaluation of all kinds."""
+def test_an_evaluation_is_that_of_one_process_though_a_worker_dies(four: Cluster, home: Path, tmp_path: Path, told: list[bytes]) -> None:
+    """Texts, answers to tasks, tables, edits and suffixes byte by byte."""
     watched.prepare(home)
-    who, *rest = watched.asked(home)
-    evaluate_transfer(who.subjects(), rest[0], home / "evaluated", *rest[1:])
-    return watched.kept(home / "evaluated")
-
-
-@pytest.mark.parametrize("workers", [2, 4])
-def test_an_evaluation_is_that_of_one_process(
-    workers: int, four: Cluster, home: Path, evaluated: dict[str, Any], tmp_path: Path, told: list[bytes]
-) -> None:
-    """Texts, answers to tasks, tables, edits and suffixes byte by byte; of four workers one is killed in the midst."""
     who, asked, tasks, robustness = watched.asked(home)
+    evaluate_transfer(who.subjects(), asked, tmp_path / "local", tasks, robustness)
     out, killed = tmp_path / "out", list[int]()
     job = watched.Watched(who, asked, out, tasks, robustness, sizes=watched.SMALL)
 
@@ -164,9 +154,9 @@ def test_an_evaluation_is_that_of_one_process(
         killed.append(processes("Hand", four.address[1])[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    with later(0.0, kill) if workers == 4 else nullcontext():
-        carried_out(job, of(four, workers), out)
-    assert watched.kept(out) == evaluated
+    with later(0.0, kill):
+        carried_out(job, of(four, 3), out)
+    assert watched.kept(out) == watched.kept(tmp_path / "local") and killed
     assert not any(b"green" in each for each in told)
     lines = watched.pieces(out)
     for what in ("writing (prompts)", "reading (passes)"):

@@ -15,7 +15,7 @@ from typing import Any
 from limbeck.files import read_jsonl, remove_folder, write_jsonl
 from limbeck.progress import Progress
 
-Told = Callable[[int, int], object]
+Told = Callable[[int, int], None]
 """Told of steps that were done, and of tokens that were handled in them."""
 
 
