@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import distributed
+from limbeck.anatomy import Anatomy, anatomy
 from limbeck.config import Part, settings_of
 from limbeck.errors import LimbeckError, ModelError, RecipeError
-from limbeck.estimate import Anatomy, anatomy, frozen_bytes, learner_bytes, widths
+from limbeck.estimate import frozen_bytes, learner_bytes, widths
 from limbeck.lazy import torch
 from limbeck.machine import device
 from limbeck.offload import is_elsewhere
