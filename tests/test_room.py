@@ -26,7 +26,7 @@ def test_what_is_counted_is_what_the_weights_take(made: lb.Recipe) -> None:
     from limbeck.models import open_model
 
     sizes = [open_model(each, Opening("float32")).parameters_total for each in (made.student.model, made.teacher.model)]
-    assert resting_bytes(made) == {"student": 4 * sizes[0], "its gradient": 4 * sizes[0], "its moments": 8 * sizes[0], "teacher": 4 * sizes[1]}
+    assert resting_bytes(made) == {"student": 4 * sizes[0], "gradients": 4 * sizes[0], "moments": 8 * sizes[0], "teacher": 4 * sizes[1]}
 
 
 def test_a_teacher_too_large_is_refused_before_anything_is_opened(made: lb.Recipe, tmp_path: Path, monkeypatch) -> None:
