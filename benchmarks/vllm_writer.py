@@ -5,7 +5,7 @@
 A student of the first LAYERS layers of the model in FOLDER learns from the whole of it, on its own answers, which vLLM writes. After
 each step what vLLM says of its tokens is compared with the student as it is, and as it was a step before: the first must agree, and the
 second shows whether the comparison could have told. Then a reload is left out, and then only the reset of the prefix cache. Speed: the
-same prompts and lengths by vLLM and by `Student.write`, in turn, both in bfloat16.
+same prompts and lengths by vLLM and by `Student.write` on one processor and on all, in turn, in bfloat16.
 Needs `python benchmarks/vllm_server.py` once. Writes `benchmarks/results/vllm_writer.json` and `.svg`.
 """
 
@@ -14,7 +14,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +200,7 @@ class Rounds:
 
     def __init__(self, student: lb.Student, engine: VLLM, prompts: Sequence[list[int]]) -> None:
         self.student, self.engine, self.prompts, self.turn = student, engine, prompts, 0
-        self.made: dict[str, list[int]] = {"vLLM": [], "here": []}
-        self.handed = list[float]()
+        self.made, self.handed = defaultdict[str, list[int]](list), list[float]()
 
     def by_vllm(self, tokens: int) -> float:
         """Seconds, the hand-over apart, after which no prompt is remembered."""
@@ -208,16 +209,23 @@ class Rounds:
         seeds, context = [self.turn * 1000 + row for row in range(len(self.prompts))], self.student.live.context
         return self._counted("vLLM", lambda: self.engine._complete(self.prompts, Sampling(tokens), seeds, context))
 
-    def by_student(self, tokens: int) -> float:
-        """Seconds."""
-        return self._counted("here", lambda: self.student.write(self.prompts, Sampling(tokens), 0, self.turn, range(len(self.prompts))))
+    def by_student(self, threads: int, tokens: int) -> float:
+        """Seconds, on as many processors."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            work = lambda: self.student.write(self.prompts, Sampling(tokens), 0, self.turn, range(len(self.prompts)))  # noqa: E731
+            return self._counted(f"here on {threads}", work)
+        finally:
+            torch.set_num_threads(before)
 
     def _counted(self, who: str, write: Callable[[], list[Written]]) -> float:
         return seconds(lambda: self.made[who].append(sum(len(new.tokens) for new in write())))
 
     def measured(self, rounds: int) -> dict[str, Any]:
         """Seconds of one token each, which is reading the prompts, and of all; tokens a second of those."""
-        both = {"vLLM": self.by_vllm, "here": self.by_student}
+        cpus = sorted({1, os.cpu_count() or 1})
+        both = {"vLLM": self.by_vllm, **{f"here on {threads}": partial(self.by_student, threads) for threads in cpus}}
         turns = {(who, tokens): (lambda work=work, tokens=tokens: work(tokens)) for who, work in both.items() for tokens in (1, TOKENS)}
         times = in_turn({f"{who} {tokens}": take for (who, tokens), take in turns.items()}, rounds)
         made = {who: counts[3::2] for who, counts in self.made.items()}  # of each round the second, without the round of warm-up

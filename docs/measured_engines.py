@@ -33,22 +33,22 @@ def vllm_speed() -> str:
     """Tokens a second of vLLM and of the student itself, and where the time goes."""
     found = results("vllm_writer")
     speed, where = found["speed"], found["machine"]
+    writers = list(next(iter(speed["batches"].values()))["tokens_per_second"])
     rows, spent = list[list[str]](), list[list[str]]()
     for name, each in speed["batches"].items():
-        rate = each["tokens_per_second"]
-        times = (f"{fast / rate['here']['median']:.1f}" for fast in (rate["vLLM"]["median"], each["with_hand_over"]))
-        rows.append([name, _rate(rate["vLLM"]), _rate(rate["here"]), *times])
-        reading, whole = each["seconds_reading"], each["seconds"]
-        spent.append([name, *(f"{reading[who]['median']:.2f} of {whole[who]['median']:.2f}" for who in ("vLLM", "here"))])
-    hand, load = speed["hand_over_seconds"], f"{speed['load'][0]:g} to {speed['load_after'][0]:g}"
+        rate, reading, whole = each["tokens_per_second"], each["seconds_reading"], each["seconds"]
+        times = [f"{rate['vLLM']['median'] / rate[who]['median']:.1f}" for who in writers[1:]]
+        rows.append([name, *(_rate(rate[who]) for who in writers), f"{each['with_hand_over']:.0f}", " / ".join(times)])
+        spent.append([name, *(f"{reading[who]['median']:.2f} of {whole[who]['median']:.2f}" for who in writers)])
+    hand, load = speed["hand_over_seconds"], f"{speed['load'][0]:g} at the beginning and {speed['load_after'][0]:g} at the end"
     about = (
         f"Medians of {speed['rounds']} rounds, the least and the most beside them. Handing over the weights takes {hand['median']:.2f} s "
-        f"({hand['min']:.2f} to {hand['max']:.2f}). The machine was busy with other work (load {load} on {where['cpus']} processors), so that "
-        f"the ratios say more than the rates. The student had {where['threads']} thread, and vLLM computed on "
-        "one of the processors, keeping the other for its calls."
+        f"({hand['min']:.2f} to {hand['max']:.2f}). {where['cpus']} processors, load {load}; vLLM computes on one of them and keeps the other for "
+        "its calls."
     )
-    first = table(["prompts", "vLLM, tokens/s", "`Student.write`, tokens/s", "times as fast", "with the hand-over"], rows)
-    return "\n\n".join([first, table(["prompts", "vLLM, seconds of reading the prompts", "`Student.write`"], spent), about])
+    own = [f"`Student.write` {who.removeprefix('here ')}" for who in writers[1:]]
+    first = table(["prompts", "vLLM, tokens/s", *own, "vLLM with the hand-over", "vLLM times as fast as each"], rows)
+    return "\n\n".join([first, table(["prompts", "vLLM, seconds of reading the prompts", *own], spent), about])
 
 
 def _rate(found: dict[str, float]) -> str:

@@ -35,6 +35,16 @@ class Place:
             return None  # an empty answer
         return None if not isinstance(found, dict) or found.get("success", True) else f"{path}: refused"
 
+    def ask(self, path: str) -> dict[str, Any] | None:
+        """What it says of itself; None where it says nothing of that."""
+        import openai
+
+        try:
+            found: Any = self.client.get(f"{self.root}/{path}", cast_to=object)
+        except (openai.APIError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
 
 class Places:
     """The servers. Several threads may take from them."""

@@ -7,49 +7,37 @@ which the models are opened. All of a round is looked at, whatever fails in it.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from limbeck.aligned import Aligned, beside
+from limbeck.anatomy import Anatomy, anatomy, anatomy_on_hub
 from limbeck.batch import Batch, Text
-from limbeck.config import Part, import_object, settings_of
-from limbeck.data import Data, Row, check_columns, parquet_rows, told_columns
+from limbeck.check_lengths import ROWS, Lengths
+from limbeck.check_lines import Line, below, data_key, fits
+from limbeck.config import import_object
+from limbeck.data import Data, Row, check_columns, parquet_rows
+from limbeck.engines import Engine
 from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
-from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
+from limbeck.estimate import Load, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
 from limbeck.places import MODULE, is_call, locate
 from limbeck.privacy import expanded
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
 from limbeck.run import licences_of, named_teacher, see_recipe
-from limbeck.sources import Corpus, CustomSource, Share
+from limbeck.sources import CustomSource, Share
 from limbeck.student import Student
 from limbeck.teachers import Cached, Local
 from limbeck.verifiers import Function
 
 if TYPE_CHECKING:
     from limbeck.vocabulary import Vocabulary
-
-Verdict = Literal["ok", "note", "problem"]
-
-ROWS = 1000
-"""Of each data set, how many are made tokens of."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """What was looked at, what was found, and whether it stands in the way."""
-
-    what: str
-    found: str
-    verdict: Verdict = "ok"
 
 
 def check(recipe: Recipe, out: Path, quick: bool = False) -> list[Line]:
@@ -90,12 +78,12 @@ class _Looking:
     @property
     def sets(self) -> list[Data]:
         """Every data set of the recipe, those of its evaluations too."""
-        return list({_key(data): data for data in _below(self.recipe) if isinstance(data, Data)}.values())
+        return list({data_key(data): data for data in below(self.recipe) if isinstance(data, Data)}.values())
 
     @property
     def named(self) -> dict[str, Student | Local]:
         """The parts that name a model of their own."""
-        teacher = next((each for each in (self.recipe.teacher, *_below(self.recipe.teacher)) if isinstance(each, Local)), None)
+        teacher = next((each for each in (self.recipe.teacher, *below(self.recipe.teacher)) if isinstance(each, Local)), None)
         found = {"student": self.recipe.student} | ({"teacher": teacher} if teacher and teacher.model != "@student" else {})
         return {what: part for what, part in found.items() if not is_call(part.model)}  # a function's model is known once it is open
 
@@ -149,7 +137,7 @@ class _Looking:
 
     def counted(self, data: Data) -> Line:
         """Read a data set: whole, or the first rows of a streamed one."""
-        self.rows[_key(data)] = found = _first_rows(data) if data.streaming else data.rows()
+        self.rows[data_key(data)] = found = _first_rows(data) if data.streaming else data.rows()
         return Line(f"data {data.path}", f"streamed: {len(found):,} rows read" if data.streaming else f"{len(found):,} rows")
 
     def model(self, what: str, part: Student | Local) -> Iterator[Line]:
@@ -182,7 +170,7 @@ class _Looking:
         if "student" in self.models:
             there = sum(file.stat().st_size for file in self.out.rglob("*") if file.is_file())
             taken = disk_bytes(self.recipe, self.models["student"])
-            yield _fits("disk", taken, shutil.disk_usage(home).free + there, "lower keep_last, or give an --out on another disk", spare=1.0)
+            yield fits("disk", taken, shutil.disk_usage(home).free + there, "lower keep_last, or give an --out on another disk", spare=1.0)
 
     def memory(self, torch: bool) -> Iterator[Line]:
         """What the run takes; without torch, as on a CPU in float32."""
@@ -190,7 +178,7 @@ class _Looking:
             return
         taken = memory_bytes(self.recipe, self.models["student"], self.models.get("teacher"), self.load, widths(torch))
         advice = "lower tokens_per_pass, or set student.gradient_checkpointing, student.optimizer.eight_bit, student.lora or teacher.quantization"
-        yield _fits("memory", taken, memory_here_bytes(torch), advice, spare=0.8)
+        yield fits("memory", taken, memory_here_bytes(torch), advice, spare=0.8)
 
     # The second round: tokenizers
 
@@ -200,24 +188,23 @@ class _Looking:
             if what not in self.models:
                 self.look(what, self.model_on_hub(what, part))
         for data in self.sets:
-            if _key(data) not in self.rows:
+            if data_key(data) not in self.rows:
                 self.look(f"data {data.path}", (self.counted(data) for _ in [0]))
         if "student" in self.models and not any(MODULE in each.config for each in self.models.values()) and self.named.keys() <= self.models.keys():
             self.look("vocabularies", self.vocabularies())
         if self.vocabulary is not None:
-            self.lengths(self.vocabulary)
+            lengths = Lengths(self.recipe, self.models, self.rows, self.vocabulary)
+            for data, lines in lengths.all():
+                self.look(f"lengths of {data.path}", lines)
+            self.texts, self.load = lengths.texts, lengths.load
+            for source in below(self.recipe):
+                if isinstance(source, OnPolicy) and source.engine:
+                    self.look("engine", self.engine(source.engine, self.vocabulary))
         self.look("memory", self.memory(torch=True))
 
-    def lengths(self, vocabulary: "Vocabulary") -> None:
-        """Look at the lengths of every data set that a source draws from."""
-        for source in _below(self.recipe):
-            if isinstance(source, Corpus):
-                found = [(data, self.corpus(data, source, vocabulary)) for data in source.data]
-            else:
-                found = [(data, self.prompts(data, source, vocabulary)) for data in source.prompts] if isinstance(source, OnPolicy) else []
-            for data, sizes in found:
-                if _key(data) in self.rows:
-                    self.look(f"lengths of {data.path}", sizes)
+    def engine(self, engine: Engine, vocabulary: "Vocabulary") -> Iterator[Line]:
+        """Whoever writes in the student's place, found and asked for a token's meaning."""
+        yield Line("engine", engine.load(vocabulary).described)
 
     def model_on_hub(self, what: str, part: Student | Local) -> Iterator[Line]:
         """A model that is not here, by its configuration."""
@@ -268,60 +255,6 @@ class _Looking:
             ends = [", ".join(map(str, each.tokenizer.convert_ids_to_tokens(sorted(each.end_ids)))) for each in (shared, theirs)]
             yield Line("end tokens", f"the student ends at {ends[0]}, the teacher at {ends[1]}; answers end where the student's do", "note")
 
-    def corpus(self, data: Data, source: Corpus, vocabulary: "Vocabulary") -> Iterator[Line]:
-        """Whole sequences: what is cut, what is left out, what no model can read."""
-        rows = list(islice(self.rows[_key(data)], ROWS))
-        room, theirs = self.rooms()
-        limit, whose = min((source.max_tokens, "max_tokens"), (room, "the student's context"))
-        sizes = [len(text.tokens) for n, row in enumerate(rows, 1) for text in _made(vocabulary.texts, n, row, data, 10**9)]
-        used = [vocabulary.texts(row, data, limit) for row in rows]
-        kept = [text for texts in used for text in texts]
-        if not kept:
-            raise DataError(f"{data.path}: none of {len(rows):,} rows has a completion token within the {limit:,} tokens of {whose}; "
-                            "raise max_tokens, or give shorter prompts with completions")  # fmt: skip
-        tell = partial(_counted, f"lengths of {data.path}")
-        yield Line(f"lengths of {data.path}", f"{len(sizes):,} sequences, median {median(sizes):,.0f} tokens, longest {max(sizes):,}")
-        left_out = sum(not texts for texts in used)
-        yield from tell(left_out, len(rows), f"rows have no completion token within the {limit:,} tokens of {whose} and are left out")
-        cut = "into pieces" if len(kept) > len(sizes) else "there"
-        yield from tell(
-            sum(size > limit for size in sizes), len(sizes), f"sequences are longer than the {limit:,} tokens of {whose} and are cut {cut}"
-        )
-        beyond = sum(len(text.tokens) > theirs for text in kept)
-        past = f"sequences are longer than the {theirs:,} tokens of the teacher's context; lower source.max_tokens to {theirs:,}"
-        yield from tell(beyond, len(kept), past, "problem")
-        self.texts += kept[:1]
-        self.load = replace(self.load, longest_tokens=max(self.load.longest_tokens, *(len(text.tokens) for text in kept)))
-
-    def prompts(self, data: Data, source: OnPolicy, vocabulary: "Vocabulary") -> Iterator[Line]:
-        """Prompts: what is left out, and whether there is room for answers."""
-        rows, new = list(islice(self.rows[_key(data)], ROWS)), source.sampling.max_tokens
-        sizes = [len(_made(vocabulary.prompt, n, row, data)) for n, row in enumerate(rows, 1)]
-        room, theirs = self.rooms()
-        limit, whose = min((source.max_prompt, "max_prompt"), (room - 1, "the student's context, with one left for an answer,"))
-        kept = [size for size in sizes if size <= limit]
-        if not kept:
-            raise DataError(f"{data.path}: none of {len(rows):,} prompts is within the {limit:,} tokens of {whose.partition(',')[0]}; "
-                            "raise max_prompt, or give shorter prompts")  # fmt: skip
-        tell = partial(_counted, f"lengths of {data.path}")
-        middle, longest = median(sizes), max(sizes)
-        yield Line(f"lengths of {data.path}", f"{len(sizes):,} prompts, median {middle:,.0f} tokens, longest {longest:,}; answers of up to {new:,}")
-        yield from tell(len(sizes) - len(kept), len(sizes), f"prompts are longer than the {limit:,} tokens of {whose} and are left out")
-        short_of = f"leave no room for {new:,} new tokens in the {room:,} of the student's context: their answers end there"
-        yield from tell(sum(size + new > room for size in kept), len(kept), f"prompts {short_of}")
-        beyond = sum(min(size + new, room) > theirs for size in kept)
-        past = f"prompts and their answers may pass the {theirs:,} tokens of the teacher's context; lower max_prompt or sampling.max_tokens"
-        yield from tell(beyond, len(kept), past, "problem")
-        whole = max(self.load.longest_tokens, min(max(kept) + new, room))
-        self.load = replace(self.load, longest_tokens=whole, prompt_tokens=max(kept))
-        first = rows[sizes.index(kept[0])]  # as a row that is answered: a teacher may ask for its columns
-        self.texts = self.texts or [Text.answered(vocabulary.prompt(first, data), vocabulary.ids("yes"), told_columns(first))]
-
-    def rooms(self) -> list[int]:
-        """The contexts of student and teacher; without an end where their files name none."""
-        own = ("student",) if isinstance(self.recipe.teacher, Aligned) else ("student", "teacher")  # whose tokens are counted
-        return [(self.models[who].context if who in self.models and who in own else None) or 10**9 for who in ("student", "teacher")]
-
     # The third round: the models themselves
 
     def models_alive(self) -> Iterator[Line]:
@@ -335,16 +268,6 @@ class _Looking:
         yield Line("self-test", str(self_test(student, teacher, objective, self.texts, drawn)))
 
 
-def _below(part: Any) -> Iterator[Part]:
-    """Every part that a part is made of."""
-    for name in settings_of(type(part)):
-        value = getattr(part, name)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, Part):
-                yield item
-                yield from _below(item)
-
-
 def _first_rows(data: Data) -> list[Row]:
     """The beginning of a streamed set."""
     found = list(islice(data.stream(), ROWS))
@@ -354,13 +277,9 @@ def _first_rows(data: Data) -> list[Row]:
     return found
 
 
-def _key(data: Data) -> tuple[str, str, str | None]:
-    return data.path, data.split, data.name
-
-
 def _functions(recipe: Recipe) -> list[str]:
     """The user's own functions that the recipe names."""
-    named = [part.function for part in _below(recipe) if isinstance(part, CustomTerm | CustomSource | Function | Replies)]
+    named = [part.function for part in below(recipe) if isinstance(part, CustomTerm | CustomSource | Function | Replies)]
     return list(dict.fromkeys(named))
 
 
@@ -374,27 +293,3 @@ def _function(path: str) -> Iterator[Line]:
     if not callable(found):
         raise RecipeError(f'"{path}" is no function; name one that can be called')
     yield Line(f"function {path}", "found")
-
-
-def _made(make: Callable[..., Any], number: int, *given: Any) -> Any:
-    """What is made of a row; a refusal says of which."""
-    try:
-        return make(*given)
-    except LimbeckError as error:
-        raise DataError(f"{error} (row {number:,})") from None
-
-
-def _counted(what: str, count: int, total: int, rest: str, verdict: Verdict = "note") -> Iterator[Line]:
-    """A line where there is anything to count: `12 of 1,000 prompts are ...`."""
-    if count:
-        yield Line(what, f"{count:,} of {total:,} {rest}", verdict)
-
-
-def _fits(what: str, taken: dict[str, int], here_bytes: int, advice: str, spare: float) -> Line:
-    """What is taken against what is here; a note above the share `spare`."""
-    whole = sum(taken.values())
-    parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in taken.items())
-    found = f"about {whole / 1e9:.1f} GB ({parts}) of {here_bytes / 1e9:.1f} GB"
-    if whole > here_bytes:
-        return Line(what, f"the run takes {found} of {what}; {advice}", "problem")
-    return Line(what, found, "note" if whole > spare * here_bytes else "ok")

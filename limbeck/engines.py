@@ -1,38 +1,28 @@
 """Who writes the student's text in its place, with its weights: vLLM, as servers or inside this process.
 
-Weights reach it through a folder: they are written there, `reload_weights` takes them in, and what it remembers of prompts is forgotten, since
-keys and values of older weights would be taken for new ones. vLLM's own transfers (NCCL, CUDA IPC) need GPUs, and a second
-process group or a shared device; they are not used. A head that is the embedding is handed over as one of its own, since the build for
-processors keeps an old one otherwise. Reloading 135 million weights took 0.2 s in a server on a CPU.
+`vllms.py` is vLLM as we speak with it, `handover.py` how weights get there.
 """
 
 import math
-import shutil
-import tempfile
-import time
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from limbeck import distributed
-from limbeck.balance import Place
 from limbeck.batch import Batch, Text
 from limbeck.config import Part, live, part
 from limbeck.decoding import Sampling, Written
 from limbeck.errors import EndpointError, LimbeckError, RecipeError
-from limbeck.files import new_folder, write_text
+from limbeck.handover import Folder, Transfer, on_gpu, way
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.privacy import expanded
-from limbeck.server import Server, drawn
 from limbeck.student import Student
 from limbeck.targets import Nothing
-from limbeck.vocabulary import PROBE_TEXT, Vocabulary
+from limbeck.vllms import HERE, Inside, Served
+from limbeck.vocabulary import Vocabulary
 
 MISMATCH, EXCESS = "writer/mismatch_nats", "writer/excess_nats"
 """In metrics.jsonl: how far the log-probabilities that it reports of its tokens are from the student's own, and by how much they are above them."""
@@ -41,12 +31,6 @@ ALARM_NATS = {"bfloat16": 0.1, "float32": 1e-3}
 SIGNED_SHARE, SIGNED_SPREAD = 0.25, 3.5
 """Rounding has no sign, and text of other weights has: the mean may be this share of the alarm, or, of few tokens, so much of it over the root
 of their count, which is five standard errors: one token's rounding was found to spread by 0.7 of the alarm."""
-OURS = "handed-over.txt"
-"""In a folder that we may write anew."""
-HERE = {"127.0.0.1", "localhost", "::1"}
-"""Hosts that see this machine's folders."""
-FORGETS = 10
-"""So often a server is asked to forget prompts: it cannot while the last calls are being put away."""
 
 
 class Figures(NamedTuple):
@@ -69,6 +53,11 @@ class Engine(Part, ABC):
     def load(self, vocabulary: Vocabulary) -> Self:
         """The engine found, and seen to mean the same by a token."""
 
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """Who it is, in words, once it is loaded."""
+
     @abstractmethod
     def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int]) -> list[Written]:
         """Complete prompts, as `Student.write` does. Every rank must call, one without prompts too."""
@@ -78,25 +67,14 @@ class Engine(Part, ABC):
         """What was found about the text since last asked: sums and counts by name, the same names on every rank."""
 
 
-class Pen(Protocol):
-    """What a vLLM does for us, wherever it runs."""
-
-    def take(self, folder: str) -> None:
-        """Take in the weights of a folder, and forget what it remembers of prompts."""
-        ...
-
-    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
-        """Complete prompts."""
-        ...
-
-
 @part
 class VLLM(Engine):
     """vLLM writes, with the student's weights as they were at the last step whose number `every` divides.
 
     servers: base URLs up to /v1 of servers of the student's model that were started with VLLM_SERVER_DEV_MODE=1, between which
     calls are balanced; none: inside this process, where vllm is installed. model: its name there. folder: where weights are
-    handed over, by one run at a time; every server must see it by this path; by default a temporary one on this machine.
+    handed over, unless vLLM was started with a transfer of its own, by one run at a time; every server must see it by this path;
+    by default a temporary one on this machine.
     dtype: of vLLM's arithmetic. every: with more than 1, text is written by weights that are up to every - 1 steps older, and
     keeps their log-probabilities: terms of single tokens correct for it by their `ratio`. checked: of so many sequences of the
     first draw after new weights the student's own log-probabilities are compared, one forward pass over them (0: none).
@@ -122,7 +100,8 @@ class VLLM(Engine):
     _vocabulary: Any = live()
     _handed: Any = live()
     _found: Any = live()
-    _place: Any = live()
+    _folder: Any = live()
+    _way: Any = live()
 
     def __post_init__(self) -> None:
         if min(self.every, self.concurrency) < 1 or self.checked < 0:
@@ -144,20 +123,34 @@ class VLLM(Engine):
     def load(self, vocabulary: Vocabulary) -> Self:
         """Find the servers; inside this process vLLM begins with the first weights. Raises LimbeckError in one line for what stands in the way."""
         made = self.fresh()
-        away = [url for url in self.servers or () if urlsplit(url).hostname not in HERE]
-        if away and self.folder is None:
-            raise RecipeError(f"{away[0]} is another machine: name a folder that it and this one see by the same path: VLLM(folder=...)")
-        made._place = expanded(self.folder) if self.folder else _Temporary()
         made._vocabulary, made._handed, made._found = vocabulary, None, Figures(0.0, 0.0, 0)
+        made._way = made._folder = Folder(expanded(self.folder) if self.folder else None)
         if self.servers:
-            made._pen = _Served(self, self.servers, self.model or "", vocabulary)
+            made._pen = Served(self.servers, self.model or "", vocabulary, self.concurrency, self.seconds)
+            self._see_folder(made._pen.backend)
         elif distributed.ranks() > 1:
             raise RecipeError(
                 f"vLLM inside each of {distributed.ranks()} processes would share their GPUs; start servers: VLLM(servers=[URL], model=NAME)"
             )
         else:
-            made._pen = _Inside(self)
+            own = {"weight_transfer_config": {"backend": "ipc"}} if on_gpu() else {}
+            made._pen = Inside(self.dtype, {**own, **(self.options or {})})
         return made
+
+    @property
+    def described(self) -> str:
+        """Where it runs, and how weights reach it."""
+        if not self.servers:
+            return f"vLLM inside this process, in {self.dtype}"
+        ways = f"by {self._pen.backend}" if self._pen.backend else "through a folder"
+        return f"vLLM at {' and '.join(self.servers)}, which takes weights {ways}"
+
+    def _see_folder(self, backend: str | None) -> None:
+        """Raise RecipeError where a server of another machine takes weights from a folder, and none is named that both see."""
+        away = [url for url in self.servers or () if urlsplit(url).hostname not in HERE]
+        if away and self.folder is None and backend is None:
+            raise RecipeError(f"{away[0]} is another machine: name a folder that it and this one see by the same path: VLLM(folder=...), or "
+                              "start it with --weight-transfer-config")  # fmt: skip
 
     def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling, seed: int, step: int, rows: Sequence[int]) -> list[Written]:
         """Hand over the weights where it is time, let vLLM complete, and compare where they are fresh."""
@@ -171,19 +164,14 @@ class VLLM(Engine):
         return written
 
     def _hand_over(self, student: Student) -> None:
-        """Every rank brings its share; the first writes them and has them taken in."""
+        """Every rank brings its share; then what is remembered of prompts is older weights'."""
         if student.quantization:
             raise RecipeError(f"vLLM takes whole weights, and those of a {student.quantization} student are not; drop quantization, or engine")
-        place = self._place.path if isinstance(self._place, _Temporary) else self._place
+        if not isinstance(self._way, Transfer):
+            self._way = way(student, self._pen, self._folder)
+        self._way.send(student, self._pen)
         if distributed.rank() == 0:
-            if place.exists() and not (place / OURS).exists():
-                raise RecipeError(f"{place} is there, and no weights that were handed over; name another VLLM.folder, as this one is written anew")
-            with new_folder(place) as folder:
-                student.hand_over(folder)
-                write_text(folder / OURS, "weights of a student on their way to vLLM\n")
-            self._pen.take(str(place.resolve()))
-        else:
-            student.hand_over(None)
+            self._pen.forget()
         distributed.wait()
 
     def _complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], context: int) -> list[Written]:
@@ -227,123 +215,6 @@ class VLLM(Engine):
         return {MISMATCH: (found.distance, found.tokens), EXCESS: (found.excess, found.tokens)}
 
 
-class _Temporary:
-    """A folder of this process's own, made when it is needed, which goes when this does."""
-
-    @cached_property
-    def path(self) -> Path:
-        """Where the weights lie in it."""
-        made = tempfile.mkdtemp(prefix="limbeck-weights-")
-        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
-        return Path(made) / "weights"
-
-
 def _number(seed: int, step: int, row: int) -> int:
     """A row's own seed, below 2^31."""
     return int(np.random.Generator(np.random.Philox(key=[seed, (step << 32) + row])).integers(2**31))
-
-
-class _Served:
-    """vLLM as servers."""
-
-    def __init__(self, engine: VLLM, urls: Sequence[str], model: str, vocabulary: Vocabulary) -> None:
-        self.server = Server(list(urls), model, concurrency=engine.concurrency, seconds=engine.seconds)
-        self.model, self.longest = model, self.server.see_served()
-        self._prove(vocabulary)
-
-    def _prove(self, vocabulary: Vocabulary) -> None:
-        """See that a server cuts a text as the student does, and tells token ids."""
-        body = {"model": self.model, "prompt": PROBE_TEXT, "max_tokens": 1, "return_token_ids": True, "add_special_tokens": False}
-        theirs = self.server.post("completions", body, lambda found: found["choices"][0]["prompt_token_ids"])
-        if theirs != vocabulary.ids(PROBE_TEXT):
-            raise EndpointError(
-                f"{self.server.base_url} ({self.model}) cuts a text into other tokens than the student does; serve the student's own model"
-            )
-
-    def take(self, folder: str) -> None:
-        """Every server; each must be in its development mode, where it can be told to."""
-        for place in self.server.places:
-            told = place.tell("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
-            if why := told or _forgotten(place):
-                raise EndpointError(
-                    f"{place.url} did not take in the weights in {folder} ({why}); start it with VLLM_SERVER_DEV_MODE=1, and give a folder "
-                    "that it sees by this path: VLLM(folder=...)"
-                )
-
-    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
-        """Many calls side by side."""
-        found = dict(self.server.each(range(len(prompts)), lambda n: self._one(prompts[n], sampling, seeds[n], ends)))
-        return [found[n] for n in range(len(prompts))]
-
-    def _one(self, prompt: list[int], sampling: Sampling, seed: int, ends: Sequence[int]) -> Written:
-        room = _room(sampling, self.longest, prompt)
-        body = {"model": self.model, "prompt": prompt, "max_tokens": room, "seed": seed, "logprobs": 0, "return_token_ids": True,
-                "stop_token_ids": list(ends), **drawn(sampling)}  # fmt: skip
-        return self.server.post("completions", body, lambda found: _written(found["choices"][0]))
-
-
-def _forgotten(place: Place) -> str | None:
-    """Have a server forget prompts; None where it did, else why not."""
-    why = None
-    for _ in range(FORGETS):
-        if (why := place.tell("reset_prefix_cache")) is None:
-            return None
-        time.sleep(0.1)
-    return why
-
-
-def _room(sampling: Sampling, longest: int | None, prompt: list[int]) -> int:
-    """How many tokens may follow a prompt."""
-    room = sampling.max_tokens if longest is None else min(sampling.max_tokens, longest - len(prompt))
-    if room < 1:
-        raise EndpointError(f"vLLM was started for {longest} tokens, and a prompt has {len(prompt)}; start it with a larger --max-model-len, "
-                            "or lower max_prompt")  # fmt: skip
-    return room
-
-
-def _written(choice: dict[str, Any]) -> Written:
-    """A completion with the nats of its tokens. Raises ValueError where they do not fit each other."""
-    made = Written()
-    made.tokens, made.logp = [int(each) for each in choice["token_ids"]], [float(each) for each in choice["logprobs"]["token_logprobs"]]
-    if len(made.tokens) != len(made.logp) or not made.tokens:
-        raise ValueError(f"{len(made.tokens)} tokens, {len(made.logp)} log-probabilities")
-    return made
-
-
-class _Inside:
-    """vLLM in this process, opened with the first weights."""
-
-    def __init__(self, engine: VLLM) -> None:
-        try:
-            import vllm  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise RecipeError(
-                "vLLM is not installed here; pip install vllm, or start servers and name them: VLLM(servers=[URL], model=NAME)"
-            ) from None
-        self.vllm: Any = vllm
-        self.engine, self.llm = engine, None
-
-    def take(self, folder: str) -> None:
-        """The first time it is opened with them."""
-        if self.llm is None:
-            self.llm: Any = self.vllm.LLM(model=folder, dtype=self.engine.dtype, generation_config="vllm", **(self.engine.options or {}))
-            return
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        if not self.llm.reset_prefix_cache():
-            raise LimbeckError("vLLM does not forget the prompts that it remembers; open it with options={'enable_prefix_caching': False}")
-
-    def complete(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int], ends: Sequence[int]) -> list[Written]:
-        """All in one call."""
-        longest: int = self.llm.llm_engine.model_config.max_model_len
-        settings = {"logprobs": 0, "stop_token_ids": list(ends), **drawn(sampling)}
-        rooms = [_room(sampling, longest, prompt) for prompt in prompts]
-        asked = [self.vllm.SamplingParams(max_tokens=room, seed=seed, **settings) for room, seed in zip(rooms, seeds, strict=True)]
-        found = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
-        return [self._read(each.outputs[0]) for each in found]
-
-    @staticmethod
-    def _read(output: Any) -> Written:
-        made = Written()
-        made.tokens = list(output.token_ids)
-        made.logp = [float(said[token].logprob) for token, said in zip(made.tokens, output.logprobs, strict=True)]
-        return made

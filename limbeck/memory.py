@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -21,6 +20,8 @@ from transformers.cache_utils import (
 
 ROOM = 64
 """Places that a layer has ahead, when its room is made anew."""
+NOTHING: type = getattr(cache_utils, "DummyLayer", type(None))
+"""A layer that remembers nothing: only newer versions of transformers give such a layer a place."""
 
 
 def memory(config: Any) -> DynamicCache:
@@ -35,12 +36,12 @@ def memory(config: Any) -> DynamicCache:
 
 def is_mixable(cache: DynamicCache) -> bool:
     """Whether rows that were read apart can go on side by side: not where a layer counts its past for all rows at once."""
-    return all(type(layer) in (RoomyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLayer) for layer in cache.layers)
+    return all(type(layer) in (RoomyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, NOTHING) for layer in cache.layers)
 
 
 def is_revocable(cache: DynamicCache) -> bool:
     """Whether what a row was fed can be taken back for that row alone: not where a layer keeps a state of all it was fed."""
-    return all(type(layer) in (RoomyLayer, DummyLayer) for layer in cache.layers)
+    return all(type(layer) in (RoomyLayer, NOTHING) for layer in cache.layers)
 
 
 Part = tuple[DynamicCache, Tensor, Tensor | None]

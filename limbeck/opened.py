@@ -108,16 +108,24 @@ class OpenModel(ABC):
         self.module.save_pretrained(folder, state_dict=whole)
         self.vocabulary.tokenizer.save_pretrained(folder)
 
-    def save_untied(self, folder: Path, whole: dict[str, Tensor]) -> None:
-        """The same of all weights by name, a head that is the embedding written a second time, as its own."""
+    @property
+    def tied(self) -> tuple[str, str] | None:
+        """The names of a head that is the embedding, and of the embedding."""
         causal: Any = self.causal
-        head, config = causal.get_output_embeddings(), causal.config
-        if head is None or not getattr(config, "tie_word_embeddings", False):
-            return self.save(folder, whole)
+        head = causal.get_output_embeddings()
+        if head is None or not getattr(causal.config, "tie_word_embeddings", False):
+            return None
         mine, theirs = (next(name for name, each in causal.named_modules() if each is part) for part in (head, causal.get_input_embeddings()))
+        return f"{mine}.weight", f"{theirs}.weight"
+
+    def save_untied(self, folder: Path, whole: dict[str, Tensor]) -> None:
+        """The same of all weights by name, among them a head of its own."""
+        if not (tied := self.tied):
+            return self.save(folder, whole)
+        config: Any = self.causal.config
         config.tie_word_embeddings = False
         try:
-            self.save(folder, {**whole, f"{mine}.weight": whole[f"{theirs}.weight"].clone()})
+            self.save(folder, {**whole, tied[0]: whole[tied[0]].clone()})
         finally:
             config.tie_word_embeddings = True
 

@@ -1,6 +1,6 @@
 """The student: the weights that move. It learns, writes, steps and saves; what it is taught is not its choice."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field
 from pathlib import Path
@@ -89,7 +89,8 @@ class Student(Part):
         if self.lora:
             made._open.module = add_lora(made._open.module, self.lora, bool(self.quantization))
         if self.gradient_checkpointing:
-            made._open.causal.activation_checkpointing_enable({"use_reentrant": False})
+            causal: Any = made._open.causal  # transformers before 5.20 has another name for it
+            getattr(causal, "activation_checkpointing_enable", causal.gradient_checkpointing_enable)({"use_reentrant": False})
         made._passes, made._pen, made._shadows = Passes(made._open, learns=True), Pen(), dict[float, "Shadow"]()
         made._optimizer = self.optimizer.build(w for w in made._open.module.parameters() if w.requires_grad)
         return made
@@ -238,11 +239,21 @@ class Student(Part):
         """
         if self.lora:
             return self.save(folder)
-        if folder is not None or is_sharded():
-            weights = self.live.module.named_parameters()
-            narrow = {name: whole_tensor(weight.detach()).to(self.live.compute) for name, weight in weights}
-            if folder is not None:
-                self.live.save_untied(folder, narrow)
+        if folder is not None:
+            self.live.save_untied(folder, dict(self.handed()))
+        elif is_sharded():
+            for _ in self.handed():
+                pass
+
+    def handed(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that `hand_over` writes, one after the other and whole. Every rank must go through them."""
+        for name, weight in self.handed_shares().items():
+            yield name, whole_tensor(weight.detach()).to(self.live.compute)
+
+    def handed_shares(self) -> dict[str, Tensor]:
+        """The same as this rank has them."""
+        weights, tied = dict[str, Tensor](self.live.module.named_parameters()), self.live.tied
+        return {**weights, tied[0]: weights[tied[1]]} if tied else weights
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name: the moving weights, their averages and the optimizer's moments."""

@@ -24,7 +24,7 @@ class Pen:
                  off_nats: float = 0.0) -> None:  # fmt: skip
         self.ignores, self.developing, self.context, self.dies_after, self.off_nats = set(ignores), developing, context, dies_after, off_nats
         self.tokenizer, self.answered, self.told, self.lock = AutoTokenizer.from_pretrained(folder), 0, list[str](), threading.Lock()
-        self.remembered = dict[tuple[int, ...], Any]()
+        self.remembered, self.backend = dict[tuple[int, ...], Any](), ""
         self.load(folder)
 
     def load(self, folder: str) -> None:
@@ -70,7 +70,10 @@ def writing(pen: Pen) -> Generator[str]:
 
     class Handler(Saying):
         def do_GET(self) -> None:
-            self.say(200, {"data": [{"id": "toy", "max_model_len": pen.context}]})
+            if self.path.startswith("/server_info"):
+                self.say(200, {"vllm_config": {"weight_transfer_config": {"backend": pen.backend} if pen.backend else None}})
+            else:
+                self.say(200, {"data": [{"id": "toy", "max_model_len": pen.context}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

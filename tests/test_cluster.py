@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import toys
+import watched
 from deaths import processes
 from faulty import Faulty, faulty
 from typer.testing import CliRunner
@@ -38,12 +39,9 @@ from limbeck.pool import Pool
 from limbeck.spread import cache as caches
 from limbeck.spread import corpus as corpora
 from limbeck.spread import stages as placed
-from limbeck.spread import transfer as evaluations
-from limbeck.spread.work import Desk, Over
+from limbeck.spread.work import Desk, Over, carried_out
 from limbeck.stages import distill_stages
 from limbeck.transfer.measure import evaluate_transfer
-from limbeck.transfer.rows import Asked
-from limbeck.transfer.subjects import Who
 
 pytest.importorskip("ray", reason="clusters are Ray's, an extra: pip install 'limbeck[ray]'")
 
@@ -127,7 +125,7 @@ def test_a_corpus_is_that_of_one_process_and_no_row_comes_to_the_driver(workers:
 def test_a_cache_is_that_of_one_process(four: Cluster, home: Path, tmp_path: Path, told: list[bytes]) -> None:
     asked = Annotation(lb.Local("teacher", dtype="float32"), Data("train.jsonl"), held_out=Data("heldout.jsonl"), held_out_rows=8)
     local = annotate(asked, tmp_path / "local")
-    found = caches.spread(of(four, 2), asked, tmp_path / "out")
+    found = caches.spread(of(four, 4), asked, tmp_path / "out")
     assert (found.rows, found.tokens) == (len(local), local.bytes_and_tokens[1])
     for inside in ("", "held-out"):
         assert stored(tmp_path / "out" / inside) == stored(tmp_path / "local" / inside) != {}
@@ -142,15 +140,30 @@ def stored(out: Path) -> dict[bytes, Any]:
     return {row["key"]: row for row in rows}
 
 
-def test_an_evaluation_is_that_of_one_process(four: Cluster, home: Path, tmp_path: Path) -> None:
-    asked, who = Asked("heldout.jsonl", rows=24, max_tokens=8, tokens_per_pass=200), Who([], "student", "teacher")
-    local = evaluate_transfer(who.subjects(), asked, tmp_path / "local")
-    found = evaluations.spread(of(four, 2), who, asked, tmp_path / "out", passes=2)
-    tables = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local" / "tables").rglob("*.safetensors")]
-    assert len(tables) == 3 and all((tmp_path / "out" / each).read_bytes() == (tmp_path / "local" / each).read_bytes() for each in tables)
-    known = read_json(tmp_path / "local" / "evaluation.json")
-    assert known.keys() == local.keys() == found.keys() and all(found[key] == known[key] for key in ("figures", "samples", "missing", "positions"))
-    assert not [*(tmp_path / "out").rglob("*stretches*")]
+def test_an_evaluation_is_that_of_one_process_though_a_worker_dies(four: Cluster, home: Path, tmp_path: Path, told: list[bytes]) -> None:
+    """Texts, answers to tasks, tables, edits and suffixes byte by byte."""
+    watched.prepare(home)
+    who, asked, tasks, robustness = watched.asked(home)
+    evaluate_transfer(who.subjects(), asked, tmp_path / "local", tasks, robustness)
+    out, killed = tmp_path / "out", list[int]()
+    job = watched.Watched(who, asked, out, tasks, robustness, sizes=watched.SMALL)
+
+    def kill() -> None:
+        while sum(each["done"] for each in watched.pieces(out)) < 4:
+            time.sleep(0.01)
+        killed.append(processes("Hand", four.address[1])[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    with later(0.0, kill):
+        carried_out(job, of(four, 3), out)
+    assert watched.kept(out) == watched.kept(tmp_path / "local") and killed
+    assert not any(b"green" in each for each in told)
+    lines = watched.pieces(out)
+    for what in ("writing (prompts)", "reading (passes)"):
+        mine = [each for each in lines if each["round"] == what]
+        ended = [each["number"] for each in mine if each["done"]]
+        assert {*ended} == {*range(mine[0]["pieces"])} and len(ended) > 8 and len({each["who"] for each in mine if each["done"]}) >= 2
+        assert len(mine) <= 2 * (mine[0]["pieces"] + len(killed)), "each once, but for one that was under way"
 
 
 def test_stages_that_do_not_wait_for_each_other_are_the_same_at_once(four: Cluster, home: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ import yaml
 from pen_double import Pen, writing
 
 import limbeck as lb
-from limbeck import Sampling
+from limbeck import Sampling, engines
 from limbeck.batch import Batch, Text
+from limbeck.check import Line, check
 from limbeck.config import build, to_yaml
 from limbeck.engines import EXCESS, MISMATCH, VLLM, Engine
 from limbeck.errors import EndpointError, LimbeckError, RecipeError
@@ -188,24 +189,28 @@ def test_a_word_stands_for_the_engine(folders: dict[str, str]) -> None:
     assert isinstance(VLLM(), Engine) and VLLM() == replace(VLLM(), every=1)
 
 
+WAYS = {"one": (1, False), "copies": (2, False), "shares": (2, True)}
+"""Processes, and whether each holds a share of the weights."""
+
+
 def test_two_processes_have_the_text_of_one(folders: dict[str, str], tmp_path: Path) -> None:
-    """Each draws its own rows, one hands the weights over, and the records are those of one process."""
-    pens, found = [Pen(folders["student"]) for _ in range(2)], list[list[dict[str, Any]]]()
-    for ranks, pen in enumerate(pens, 1):
+    """Each draws its own rows, the weights are handed over once, and the records are those of one process."""
+    found = dict[str, list[dict[str, Any]]]()
+    for way, (ranks, sharded) in WAYS.items():
+        pen, out = Pen(folders["student"]), tmp_path / way
         with writing(pen) as url:
-            given = {"folders": folders, "url": url, "out": str(tmp_path / f"run-{ranks}")}
-            (tmp_path / "given.json").write_text(json.dumps(given))
+            (tmp_path / "given.json").write_text(json.dumps({"folders": folders, "url": url, "out": str(out)}))
             script = [str(Path(__file__).with_name("pen_ranks.py")), str(tmp_path / "given.json")]
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-            done = subprocess.run(
-                [sys.executable, *launch, *script], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-        found.append([row for row in read_jsonl(tmp_path / f"run-{ranks}" / "metrics.jsonl") if "gradient_norm" in row])
-    assert pens[0].told == pens[1].told == ["collective_rpc", "reset_prefix_cache"] * 2
-    for one, two in zip(*found, strict=True):
-        assert one.keys() == two.keys()
-        assert all(two[name] == pytest.approx(one[name], abs=1e-5) for name in one if name not in (MISMATCH, EXCESS))
+            variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower()}
+            done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, check=False, env=variables)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert pen.told == ["collective_rpc", "reset_prefix_cache"] * 2
+        found[way] = [row for row in read_jsonl(out / "metrics.jsonl") if "gradient_norm" in row]
+    for way in ("copies", "shares"):
+        for one, two in zip(found["one"], found[way], strict=True):
+            assert one.keys() == two.keys()
+            assert all(two[name] == pytest.approx(one[name], abs=1e-5) for name in one if name not in (MISMATCH, EXCESS)), way
 
 
 # Bad input
@@ -225,12 +230,39 @@ def test_nonsense_is_refused_when_it_is_made(settings: dict[str, Any], said: str
         VLLM(**settings)
 
 
-def test_a_server_far_away_needs_a_folder(folders: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match=r"is another machine: name a folder"):
-        alive(folders, ["http://far.example/v1"])
+def test_a_server_far_away_needs_a_folder_or_a_transfer(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "HERE", set[str]())
+    pen = Pen(folders["student"])
+    with writing(pen) as url:
+        with pytest.raises(RecipeError, match=r"is another machine: name a folder .* or start it with --weight-transfer-config"):
+            alive(folders, [url])
+        pen.backend = "nccl"
+        with pytest.raises(RecipeError, match="by nccl, from a GPU, and the student is on none"):
+            source, student = alive(folders, [url])
+            source.draw(1, student)
 
 
-def test_without_vllm_it_says_what_to_do(folders: dict[str, str]) -> None:
+def test_servers_that_take_weights_in_different_ways_are_refused(folders: dict[str, str]) -> None:
+    by_ipc, by_folder = Pen(folders["student"]), Pen(folders["student"])
+    by_ipc.backend = "ipc"
+    with writing(by_ipc) as one, writing(by_folder) as two, pytest.raises(EndpointError, match=r"in different ways \(.*: ipc, .*: none\)"):
+        alive(folders, [one, two])
+
+
+def test_check_looks_for_it(folders: dict[str, str], tmp_path: Path) -> None:
+    with writing(Pen(folders["student"])) as url:
+        lines = list[Line]()
+        for name in ("toy", "toi"):
+            source = lb.OnPolicy(folders["prompts"], engine=VLLM([url], name))
+            recipe = lb.Recipe(lb.Student(folders["student"]), source, lb.Local(folders["teacher"]), Objective([lb.ReverseKL()]), steps=1)
+            lines += [line for line in check(recipe, tmp_path) if line.what == "engine"]
+    assert [line.verdict for line in lines] == ["ok", "problem"]
+    assert lines[0].found == f"vLLM at {url}, which takes weights through a folder"
+    assert 'does not serve "toi"; did you mean "toy"' in lines[1].found
+
+
+def test_without_vllm_it_says_what_to_do(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(RecipeError, match=r"vLLM is not installed here; .* VLLM\(servers="):
         VLLM().load(lb.Student(folders["student"], dtype="float32").load(1).live.vocabulary)
 

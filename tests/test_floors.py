@@ -11,17 +11,18 @@ FLOORS = [
     for rooms in (
         "cluster config disk errors files gguf_metadata interrupt joint lazy lease lending llamacpp mirror places privacy progress publish "
         "settings_file shards storage terminal urls",
-        "alignment answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
+        "alignment anatomy answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
         "pieces prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",
         "adapters attention balance classify decoding distributed gguf_writer hooks kinds machine masked memory models "
-        "narrow networks offload opened optimizer pen prune seq2seq server shadow siamese speculative writer",
-        "aligned average cache checkpoint curriculum endpoint engines evaluate experts guidance herding hidden "
+        "narrow networks offload opened optimizer pen prune seq2seq server shadow siamese speculative vllms writer",
+        "aligned average cache checkpoint curriculum endpoint engines evaluate experts guidance handover herding hidden "
         "interleaved judges matching mixture nodes pairing pool prefetch remembered rollouts run soft_prompts sources student "
         "tally teacher_samples teachers trackers",
         "allocate annotate card condensing corpus dialogue drafts estimate export_card instruct methods ordered "
         "pipeline recipe room selftest shrink stages train",
-        "__main__ check check_stages cli cli_cluster cli_evaluate cli_export cli_plan exporting planning quickstart report spread sweep transfer",
+        "__main__ check check_lengths check_lines check_stages cli cli_cluster cli_evaluate cli_export cli_plan exporting "
+        "planning quickstart report spread sweep transfer",
     )
 ]
 """From the bottom to the top."""

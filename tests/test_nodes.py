@@ -25,7 +25,7 @@ import limbeck as lb
 from limbeck import checkpoint, cli, nodes, storage
 from limbeck.config import plain
 from limbeck.errors import LimbeckError
-from limbeck.files import read_json, read_jsonl
+from limbeck.files import new_folder, read_json, read_jsonl
 from limbeck.mirror import Mirror
 from limbeck.pipeline import plan_of
 from limbeck.run import Run
@@ -302,6 +302,38 @@ def test_two_processes_of_each_of_two_machines_do_what_one_does(made, whole, tmp
             lb.distill(four, storage.here(store(tmp_path)))
     lb.distill(four, tmp_path / "alone")
     as_one(tmp_path / "alone", run_of(tmp_path))
+
+
+def test_a_folder_is_whole_when_what_others_bring_to_this_very_save_is_there(tmp_path) -> None:
+    """What an earlier attempt left, a file of the same name and size among it, is cleared away before others are asked."""
+    url = store(tmp_path)
+    there = Path(url.removeprefix("faulty:/")) / "folder"
+
+    def until(so: Callable[[], bool]) -> None:
+        begun = time.monotonic()
+        while not so():
+            assert time.monotonic() - begun < 10
+            time.sleep(0.01)
+
+    with machine(tmp_path / "one"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "POLL_SECONDS", 0.02)
+        root = storage.here(url)
+        with storage.writing(root):
+            there.mkdir(parents=True)
+            for name in ("b", "stray"):
+                (there / name).write_text("?")
+            with new_folder(root / "folder") as work:
+                (work / "a").write_text("a")
+                storage.join(root / "folder", {"b": 1}, "word")
+            until(lambda: (there / ".undone").exists() and (there / ".undone").read_text() == "word" and (there / "a").exists())
+            time.sleep(0.1)
+            assert sorted(path.name for path in there.iterdir()) == [".undone", "a"]
+            assert not storage.let_go(root / "folder"), "others are bringing theirs"
+            (there / "b").write_text("b")
+            until(lambda: not (there / ".undone").exists())
+            assert storage.let_go(root / "folder")
+        assert objects(url) == {"folder/a": b"a", "folder/b": b"b"} and files(root) == {"folder/a": b"a"}
+        assert files(storage.here(url)) == objects(url)
 
 
 def test_an_s3_bucket_is_the_disk_of_two_machines(made, whole, tmp_path) -> None:

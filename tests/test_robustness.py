@@ -14,10 +14,11 @@ import limbeck as lb
 from limbeck.cli import app
 from limbeck.data import Data
 from limbeck.errors import CheckpointError, RecipeError
-from limbeck.transfer import robustness
+from limbeck.transfer import reading, robustness
 from limbeck.transfer.adversarial import LENGTH, Search
 from limbeck.transfer.lost import kept, only
 from limbeck.transfer.measure import evaluate_transfer
+from limbeck.transfer.reading import Reading
 from limbeck.transfer.robustness import Robustness, asked_for
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import Subjects
@@ -147,18 +148,28 @@ def test_some_sequences_of_a_table(place: Path) -> None:
     assert part.sums(part.apart.kl_N).tolist() == whole.sums(whole.apart.kl_N)[[1, 4, 11]].tolist() and set(part.sequence_N) == {0, 1, 2}
 
 
+def hearing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of which texts a teacher will be asked, as long as the test lasts."""
+    asked, heard, stretch = list[str](), reading.heard, Reading.stretch
+
+    def stretched(self, some, told):
+        monkeypatch.setattr(reading, "heard", lambda *given: asked.append(self.text) or heard(*given))
+        return stretch(self, some, told)
+
+    monkeypatch.setattr(Reading, "stretch", stretched)
+    return asked
+
+
 def test_the_same_again_costs_nothing_and_a_killed_one_goes_on(place: Path, found: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(place, tmp_path / "p")
     shutil.rmtree(tmp_path / "p" / "e" / "tables" / "student" / "upper")
     (tmp_path / "p" / "e" / "evaluation.json").unlink()
     settings = tmp_path / "p" / "e" / "settings.json"
     settings.write_text(settings.read_text().replace(str(place), str(tmp_path / "p")))
-    asked = list[str]()
-    heard = robustness.heard
-    monkeypatch.setattr(robustness, "heard", lambda texts, teacher, tokens, name: asked.append(name) or heard(texts, teacher, tokens, name))
+    asked = hearing(monkeypatch)
     again = evaluated(tmp_path / "p", FEW)
     assert again["robustness"] == found["robustness"] and asked == ["upper"]
-    monkeypatch.setattr(robustness, "table", None)
+    monkeypatch.setattr(reading, "columns", None)
     assert evaluated(tmp_path / "p", FEW)["robustness"] == found["robustness"]
 
 
@@ -170,11 +181,9 @@ def test_edits_may_be_added_and_not_changed(place: Path, found: dict, tmp_path: 
 
 
 def test_the_teacher_reads_once_for_all_students(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[str]()
-    heard = robustness.heard
-    monkeypatch.setattr(robustness, "heard", lambda texts, teacher, tokens, name: asked.append(name) or heard(texts, teacher, tokens, name))
+    asked = hearing(monkeypatch)
     found = evaluated(place, FEW, ("student", "teacher"), out="two")
-    assert sorted(asked) == sorted({*found["robustness"]["figures"]} - {"clean"})
+    assert sorted(asked) == sorted([*({*found["robustness"]["figures"]} - {"clean"}), "given", "teacher", "own", "own"])
     assert found["robustness"]["figures"]["upper"]["teacher"]["ce_nats"] and set(found["robustness"]["kept"]) == {"student", "teacher"}
 
 

@@ -3,19 +3,20 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toys
 
 import limbeck as lb
-from limbeck.errors import RecipeError
+from limbeck.errors import CheckpointError, RecipeError
 from limbeck.files import read_jsonl
 from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.measure import evaluate_transfer
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import Subjects
-from limbeck.transfer.task_harness import by_prompt, stopped
+from limbeck.transfer.task_harness import HarnessExam, by_prompt, stopped
 from limbeck.transfer.tasks import TasksAsked
 
 ROWS = [{"question": f"Which is number {n}?", "choices": ["one", "two", "three"], "answer": n % 3} for n in range(8)]
@@ -68,6 +69,38 @@ def test_the_metrics_of_a_prompt() -> None:
     assert rows[0] == {"place": "t:0", "prompt": "q", "completion": "y", "wanted": "1", "metrics": {"acc": 1.0, "acc,loose": 1.0}}
     assert whole == {"f1": 0.7}
     assert by_prompt({"t": [sample(0, "none", word=3.0)]}, {"t": {"word,none": 20.1}})[0][0]["metrics"] == {}
+
+
+def test_answers_are_kept_beside_the_metrics_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, whoever asks again, and left alone by other settings."""
+    sample = {
+        "doc_id": 0,
+        "filter": "none",
+        "metrics": ["acc", "f1"],
+        "acc": 1.0,
+        "f1": (1, 2),
+        "arguments": [("q", "x")],
+        "resps": [["x"]],
+        "target": 1,
+    }
+    asked = list[str]()
+
+    def evaluated(self: HarnessExam, who: str, model: object) -> dict:
+        asked.append(who)
+        return {"samples": {"t": [sample]}, "results": {"t": {"acc,none": 1.0, "f1,none": 0.7}}}
+
+    monkeypatch.setattr(HarnessExam, "_evaluated", evaluated)
+    tasks = SimpleNamespace(named={"lm_eval:t": "t"}, rows=8, max_tokens=5)
+    exam = HarnessExam("lm_eval:t", tasks, Asked("x"), tmp_path / "t")
+    for who in ("teacher", "a.b", "teacher"):
+        for work in exam.works(who, lambda work: work(None)):
+            work.make()
+    assert asked == ["teacher", "a.b"] and sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "a.b.jsonl", "settings.json", "teacher.jsonl", "whole"]  # fmt: skip
+    outcome = exam.outcome("a.b")
+    assert outcome.more == {"f1": {"value": 0.7, "interval": None}} and outcome.sums["right"][0].tolist() == [1.0]
+    with pytest.raises(CheckpointError, match="answers with other max_tokens"):
+        next(HarnessExam("lm_eval:t", SimpleNamespace(**{**vars(tasks), "max_tokens": 6}), Asked("x"), tmp_path / "t").works("c", None))
 
 
 def test_texts_are_cut_at_the_first_stop() -> None:

@@ -319,7 +319,8 @@ def test_one_that_was_killed_in_the_midst_goes_on_with_the_next_block(
     monkeypatch.setattr(FileExam, "_written", killed)
     with pytest.raises(Killed):
         measured(place, tmp_path / "e", LETTERS, students=("after",))
-    assert len(read_jsonl(tmp_path / "e" / "tasks" / "own" / "teacher.jsonl")) == 20 and blocks == [("teacher", 10)] * 2
+    kept = sorted((tmp_path / "e" / "tasks" / "own" / "teacher.jsonl.stretches").iterdir())
+    assert [len(read_jsonl(file)) for file in kept] == [10, 10] and blocks == [("teacher", 10)] * 2
     blocks[:] = [("done", 0)] * 3
     found = measured(place, tmp_path / "e", LETTERS, students=("after",))["tasks"]["own"]
     assert blocks[3:] == [("teacher", 4), ("after", 10), ("after", 10), ("after", 4)]

@@ -18,7 +18,7 @@ from limbeck.transfer.figures import as_teacher, by_position, differences, figur
 from limbeck.transfer.measure import evaluate_transfer
 from limbeck.transfer.rows import Asked
 from limbeck.transfer.subjects import Subjects, asked_for, of_runs
-from limbeck.transfer.tokens import TEMPERATURES, Tokens, heard, table
+from limbeck.transfer.tokens import TEMPERATURES, Tokens, columns, heard, joined
 
 TEXTS = [Text.answered([5, 6, 7], [8, 9, 10, 11], {}), Text.answered([5], [70, 71], {}), Text.answered([1, 2, 3, 4], [65, 66, 67], {})]
 
@@ -35,9 +35,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[lb.Student, lb.Teach
     return student, lb.Local(names[1], dtype="float32").load(student)
 
 
+def table(student: lb.Student, teacher: lb.Teacher, tokens_per_pass: int, cuts: tuple[int | None, ...] = (None,)) -> Tokens:
+    """The table of TEXTS, made of stretches of passes that end at these cuts."""
+    stretches = [slice(start, stop) for start, stop in zip((0, *cuts[:-1]), cuts, strict=True)]
+    found = [columns(TEXTS, student, heard(TEXTS, teacher, tokens_per_pass, some), tokens_per_pass, passes=some) for some in stretches]
+    return joined(TEXTS, found, student.live.vocabulary)
+
+
 @pytest.fixture(scope="module")
 def found(pair: tuple[lb.Student, lb.Teacher]) -> Tokens:
-    return table(TEXTS, pair[0], heard(TEXTS, pair[1], 8, "test"), 8, "test")
+    return table(*pair, 8)
 
 
 def log_probs(module: torch.nn.Module, tokens: list[int], rows: int) -> np.ndarray:
@@ -85,9 +92,15 @@ def test_rows_stand_where_their_tokens_stand(found: Tokens) -> None:
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 14, 1000])
 def test_passes_change_nothing(pair: tuple[lb.Student, lb.Teacher], found: Tokens, tokens_per_pass: int) -> None:
-    other = table(TEXTS, pair[0], heard(TEXTS, pair[1], tokens_per_pass, "test"), tokens_per_pass, "test")
+    other = table(*pair, tokens_per_pass)
     np.testing.assert_allclose(other.apart.kl_N, found.apart.kl_N, rtol=1e-4, atol=1e-6)
     assert (other.token_N == found.token_N).all()
+
+
+def test_a_table_is_made_of_stretches(pair: tuple[lb.Student, lb.Teacher], found: Tokens, tmp_path: Path) -> None:
+    table(*pair, 8, (1, 2, None)).save(tmp_path / "three")
+    found.save(tmp_path / "one")
+    assert (tmp_path / "three" / "tokens.safetensors").read_bytes() == (tmp_path / "one" / "tokens.safetensors").read_bytes()
 
 
 def test_a_table_is_read_as_it_was_written_and_damage_is_said(found: Tokens, tmp_path: Path) -> None:
@@ -103,7 +116,7 @@ def test_a_table_is_read_as_it_was_written_and_damage_is_said(found: Tokens, tmp
 def test_one_who_teaches_himself_is_not_apart(pair: tuple[lb.Student, lb.Teacher]) -> None:
     student = pair[0]
     same = lb.Local(student.model, dtype="float32").load(student)
-    sums = figures(table(TEXTS, student, heard(TEXTS, same, 100, "test"), 100, "test"))
+    sums = figures(table(student, same, 100))
     assert sums["kl_nats"]["value"] == pytest.approx(0, abs=1e-6) and sums["agreement"]["value"] == 1
     assert sums["acceptance"]["value"] == pytest.approx(1, abs=1e-5)
 
@@ -174,7 +187,7 @@ def test_it_agrees_with_the_evaluation_of_training(run: Path, evaluated: dict) -
 
 
 def test_the_same_again_costs_nothing_and_says_the_same(run: Path, evaluated: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.transfer.measure.table", None)
+    monkeypatch.setattr("limbeck.transfer.reading.columns", None)
     monkeypatch.setattr("limbeck.transfer.measure.write", None)
     assert evaluate_transfer(of_runs([run], None, True), asked(run), run / "evaluation") == evaluated
 

@@ -2,20 +2,24 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+import toys
+import wire_double
 
 from limbeck import Student
 from limbeck.batch import Batch, Text
 from limbeck.decoding import Sampling, write
 from limbeck.endpoint import Endpoint
+from limbeck.engines import MISMATCH
 from limbeck.errors import EndpointError, ModelError
 from limbeck.files import read_jsonl
 from limbeck.machine import Opening
@@ -110,34 +114,55 @@ def test_a_prompt_remembered_from_older_weights_is_caught(model: str, tmp_path: 
     assert [found[name]["stops"] for name in ("as it was", "moved, the reset left out", "the same, and reset")] == [False, True, False]
 
 
-def said_of(output: str) -> list[Any]:
-    """The answer among what vLLM prints itself."""
-    return json.loads(next(line for line in output.splitlines() if line.startswith("[[[[")))
+# A run in vLLM's own environment, with vLLM inside the process, and by vLLM's own transfer
 
 
-def test_inside_the_process_it_takes_in_new_weights(model: str, tmp_path: Path) -> None:
-    """vLLM's interpreter has an older transformers, so that the engine's own part runs there, and the student here."""
-    student = Student(vllm_writer.shrunk(model, 2, tmp_path / "small"), dtype="float32").load(1)
-    folders, vocabulary = [tmp_path / "one", tmp_path / "two"], student.live.vocabulary
-    prompts = [vocabulary.prompt({"prompt": text * 8}, agreement.ASKED) for text in QUESTIONS]
-    said, batches = list[torch.Tensor](), list[Batch]()
-    for folder in folders:
-        folder.mkdir()
-        student.hand_over(folder)
-        for weight in student.live.module.parameters():
-            weight.data.mul_(1.05)
-    options = {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}
-    order = {"dtype": "float32", "options": options, "folders": [str(folder) for folder in folders],
-             "prompts": prompts, "max_tokens": 24, "ends": sorted(vocabulary.end_ids)}  # fmt: skip
-    root, script = Path(__file__).resolve().parents[1], Path(__file__).with_name("inside_vllm.py")
-    done = subprocess.run([str(vllm_server.python()), str(script)], input=json.dumps(order), text=True, capture_output=True, check=False,
-                          env={**vllm_server.environment(), "PYTHONPATH": str(root)})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for folder, written in zip(folders, said_of(done.stdout), strict=True):
-        pairs = zip(prompts, written, strict=True)
-        batches.append(Batch.of([Text.answered(prompt, tokens, {}, logp) for prompt, (tokens, logp) in pairs], "student"))
-        said.append(vllm_writer.token_nats(Student(str(folder), dtype="float32").load(1), batches[-1]))
-    apart = [float((batch.logp_N - said_N).abs().mean()) for batch, said_N in zip(batches, said, strict=True)]
-    assert max(apart) < 1e-3, apart
-    stale_N = vllm_writer.token_nats(Student(str(folders[0]), dtype="float32").load(1), batches[1])
-    assert (batches[1].logp_N - stale_N).abs().mean() > 0.01
+def learnt(where: Path, model: str, engine: dict[str, Any], script: list[str], variables: dict[str, str]) -> list[dict[str, Any]]:
+    """Three large steps of `limbeck distill` there; its metrics, step by step."""
+    student, data = vllm_writer.shrunk(model, 2, where / "student"), vllm_writer.asked(where, 8)
+    toys.licensed(where)
+    toys.licensed(where / "student")
+    recipe = {
+        "student": {"model": student, "dtype": "float32", "optimizer": "AdamW(learning_rate=1e-3, schedule='constant', warmup=0)"},
+        "source": {"type": "OnPolicy", "prompts": data.path, "sequences": 8, "sampling": "Sampling(16)", "engine": {"dtype": "float32", **engine}},
+        "teacher": {"type": "Local", "model": model, "dtype": "float32"}, "objective": "ReverseKL()", "steps": 3,
+    }  # fmt: skip
+    (where / "recipe.yaml").write_text(json.dumps(recipe))
+    done = subprocess.run([str(vllm_server.python()), *script, "distill", str(where / "recipe.yaml"), "--out", str(where / "run")],
+                          text=True, capture_output=True, check=False, env={**vllm_server.environment(), **variables})  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (where / "run" / "student" / "model.safetensors").exists()
+    return [row for row in read_jsonl(where / "run" / "metrics.jsonl") if MISMATCH in row]
+
+
+ROOT = Path(__file__).resolve().parents[1]
+INSIDE = {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}
+
+
+def test_a_run_with_vllm_inside_its_process(model: str, tmp_path: Path) -> None:
+    """Weights that stayed behind by one such step would be seen: they are compared at each."""
+    rows = learnt(tmp_path, model, {"type": "VLLM", "options": INSIDE}, ["-m", "limbeck"], {"PYTHONPATH": str(ROOT)})
+    assert len(rows) == 3 and all(row[MISMATCH] < 1e-3 for row in rows)
+
+
+@pytest.mark.parametrize(("backend", "inside"), [("nccl", False), ("ipc", False), ("ipc", True)])
+def test_weights_come_by_vllms_own_transfer(backend: str, inside: bool, model: str, tmp_path: Path) -> None:
+    """vLLM's own code on both sides, but for the wire: there is no GPU here. By NCCL into two servers."""
+    sent, script = tmp_path / "sent", ["-m", "wire_double"]
+    path = os.pathsep.join([wire_double.plugin(tmp_path / "plugin"), str(ROOT)])
+    variables = {"PYTHONPATH": path, wire_double.SENT: str(sent)}
+    insecure = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    more = ["--weight-transfer-config", json.dumps({"backend": backend})]
+    with ExitStack() as stack:
+        if inside:
+            engine: dict[str, Any] = {"type": "VLLM", "options": INSIDE}
+        else:
+            (tmp_path / "first").mkdir()
+            folder = vllm_writer.served(vllm_writer.shrunk(model, 2, tmp_path / "first" / "student"), tmp_path / "served", "float32")
+            urls = [stack.enter_context(vllm_server.serving(folder, tmp_path / f"log-{n}", "float32", "student", more, {**variables, **insecure}))
+                    for n in range(2 if backend == "nccl" else 1)]  # fmt: skip
+            engine = {"type": "VLLM", "servers": urls, "model": "student"}
+        rows = learnt(tmp_path, model, engine, script, variables)
+    assert len(rows) == 3 and all(row[MISMATCH] < 1e-3 for row in rows)
+    noted = sent.read_text().split("\n")
+    assert noted.count("nccl 3") >= 9 if backend == "nccl" else noted.count("ipc") == (2 if inside else 3)

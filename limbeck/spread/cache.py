@@ -19,7 +19,7 @@ class Annotating(Job):
     out: Path
     what = "annotating (rows)"
 
-    def begin(self) -> Begun:
+    def begin(self, before: Begun | None = None) -> Begun:
         """What is damaged is forgotten, and a pilot tells what is to come."""
         lines, pieces, rows = list[str](), 0, 0
         for each in self._fillings:

@@ -36,12 +36,12 @@ class Writing(Job):
     name: str = field(default_factory=lambda: uuid4().hex[:8])
     what = "writing (prompts)"
 
-    def begin(self) -> Begun:
+    def begin(self, before: Begun | None = None) -> Begun:
         """Prompts are made, teachers piloted; how many pieces there are, and how often each teacher answers."""
         with Ledger(self._ledger) as ledger:
-            before = len(ledger)
+            known = len(ledger)
             count, taken = Work(self.order, self.out, Account(ledger, self.order.purse(ledger.spent()))).begin()
-            said = f"{self.out}: {before:,} answers are in its ledger; {count:,} prompts"
+            said = f"{self.out}: {known:,} answers are in its ledger; {count:,} prompts"
             return Begun(-(-count // self.prompts), count, said, ledger.spent(), taken)
 
     def piece(self, number: int, begun: Begun, desk: Any) -> Done:

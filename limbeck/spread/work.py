@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ TRIES = 8
 
 @dataclass(frozen=True)
 class Begun:
-    """What there is to do. spent: of a budget, before. said: a line to print."""
+    """What there is to do. spent: of a budget, before. said: a line to print. what: is done, where it is not what the job says.
+
+    more: whether something else begins when these pieces are done.
+    """
 
     pieces: int
     rows: int = 0
     said: str = ""
     spent: Bill | None = None
     found: Any = None
+    what: str = ""
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Job(ABC):
     """What it does, for whoever looks on."""
 
     @abstractmethod
-    def begin(self) -> Begun:
-        """What comes before all pieces, on one worker; done before, it finds what is there."""
+    def begin(self, before: Begun | None = None) -> Begun:
+        """What comes before all pieces, on one worker; done before, it finds what is there. before: what was done, and more was to come."""
 
     @abstractmethod
     def piece(self, number: int, begun: Begun, desk: Any) -> Done:
@@ -223,15 +229,23 @@ def carried_out(job: Job, cluster: Cluster, out: Path, limits: tuple[float | Non
                 begun: Begun = over.one(job.begin)
             print(begun.said, flush=True) if begun.said else None
             over.ask("open_purse", *limits, begun.spent or Bill())
-            with interrupts.held(), Progress(job.what, begun.rows).showing() as progress:
-                for done in over.pieces(job, begun):
-                    progress.advance(done.rows, done.tokens)
+            _pieces(job, begun, over, interrupts)
+            while begun.more:
+                with interrupts.held():
+                    begun = over.one(partial(job.begin, begun))
+                _pieces(job, begun, over, interrupts)
             with interrupts.held():
-                return over.one(lambda: job.end(begun))
+                return over.one(partial(job.end, begun))
         except Interrupted as stop:
             raise Stopped(f"{out}: stopped; what was done is saved, and the same command goes on", stop.number) from None
         finally:
             over.close()
+
+
+def _pieces(job: Job, begun: Begun, over: "Over", interrupts: Interrupts) -> None:
+    with interrupts.held(), Progress(begun.what or job.what, begun.rows).showing() as progress:
+        for done in over.pieces(job, begun):
+            progress.advance(done.rows, done.tokens)
 
 
 class Over:

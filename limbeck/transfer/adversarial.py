@@ -11,7 +11,7 @@ A model whose embeddings cannot be laid open (not causal) has its candidates dra
 Axes: S suffixes, A answers, L tokens of a suffix, V vocabulary, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from limbeck.student import Student
 from limbeck.teachers import Teacher
 from limbeck.transfer.figures import told
 from limbeck.transfer.measure import Transfer
+from limbeck.transfer.stretches import Told, Work, unheard
 from limbeck.transfer.subjects import file_name
 from limbeck.transfer.tokens import logits_of, passed
 from limbeck.vocabulary import Vocabulary
@@ -207,20 +208,46 @@ class Search:
         }  # fmt: skip
 
 
-def searched(transfer: Transfer, name: str, student: Student, answers: "Sequence[Answer]", steps: int) -> str | None:
-    """Search on for a student's suffix and measure it; what it found is kept after every step. In words, why there is none."""
-    longest = min(transfer.asked.context, student.live.context)
-    fit = [answer for answer in answers if len(answer.prompt) + LENGTH + len(answer.completion) <= longest]
-    search = Search(student, transfer.teacher, fit, transfer.asked.tokens_per_pass, transfer.asked.seed)
-    if len(fit) < 2:
-        return f"a suffix is searched on some prompts and measured on others; {len(fit)} of {len(answers)} leave room for one, and 2 are needed"
-    if len(search.alphabet) < 2:
-        return f"no suffix was searched for: {name} has {len(search.alphabet)} tokens of printable ASCII, and 2 are needed"
-    try:
-        _searched(search, _file(transfer, name), name, steps)
-    except VocabularyError as error:
-        return f"no suffix was searched for: {error}"
-    return None
+class Suffix(Work):
+    """A student's suffix, searched on and measured. What was found is kept after every step. missed: told in words why there is none."""
+
+    unit = "suffixes"
+
+    def __init__(self, transfer: Transfer, name: str, answers: "Sequence[Answer]", steps: int, missed: Callable[[str], None]) -> None:
+        self.transfer, self.name, self.answers, self.steps, self.missed = transfer, name, answers, steps, missed
+        self.place = _file(transfer, name)
+
+    def todo(self, most: int | None = None) -> list[range]:
+        """One search, unless so many steps were taken and what came of them was measured."""
+        known = read_json(self.place) if self.place.exists() else {}
+        return [] if "measured" in known and known["search"]["steps"] >= self.steps else [range(1)]
+
+    def do(self, some: range, told: Told) -> None:
+        """The rest of the steps."""
+        if why := self._searched():
+            self.missed(why)
+
+    def make(self) -> None:
+        """The same."""
+        for some in self.todo():
+            self.do(some, unheard)
+
+    def _searched(self) -> str | None:
+        transfer, name = self.transfer, self.name
+        student = transfer.student(name)
+        longest = min(transfer.asked.context, student.live.context)
+        fit = [answer for answer in self.answers if len(answer.prompt) + LENGTH + len(answer.completion) <= longest]
+        search = Search(student, transfer.teacher, fit, transfer.asked.tokens_per_pass, transfer.asked.seed)
+        if len(fit) < 2:
+            said = f"a suffix is searched on some prompts and measured on others; {len(fit)} of {len(self.answers)} leave room for one"
+            return f"{said}, and 2 are needed"
+        if len(search.alphabet) < 2:
+            return f"no suffix was searched for: {name} has {len(search.alphabet)} tokens of printable ASCII, and 2 are needed"
+        try:
+            _searched(search, self.place, name, self.steps)
+        except VocabularyError as error:
+            return f"no suffix was searched for: {error}"
+        return None
 
 
 def _searched(search: Search, file: Path, name: str, steps: int) -> None:

@@ -1,33 +1,35 @@
 """What transferred: teacher and students on the same held-out text, on the teacher's and on their own, kept as tables of tokens.
 
 OUT/settings.json (what was asked) · OUT/texts/WRITER.jsonl · OUT/tables/STUDENT/TEXT/tokens.safetensors · OUT/speeds.json ·
-OUT/evaluation.json (the figures). What is there is not made again, so that a killed evaluation goes on where it was.
+OUT/evaluation.json (the figures). What is there is not made again, so that a killed evaluation goes on where it was. All of it is
+made in stretches, of which a cluster does many at once: see `stretches`.
 """
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.anatomy import Anatomy
 from limbeck.batch import Text
-from limbeck.decoding import Sampling, write
+from limbeck.decoding import Sampling, Written, write
 from limbeck.errors import CheckpointError, LimbeckError
-from limbeck.estimate import Anatomy
-from limbeck.files import claimed, read_json, read_jsonl, write_json, write_jsonl
+from limbeck.files import claimed, read_json, read_jsonl, write_json
 from limbeck.places import fingerprint
 from limbeck.privacy import shareable
-from limbeck.progress import Progress
 from limbeck.storage import here
 from limbeck.student import Student
-from limbeck.targets import Targets
 from limbeck.teachers import Local, Silent, Teacher
+from limbeck.transfer.reading import Readers, Reading
 from limbeck.transfer.rows import Asked, Rows, rows_of
 from limbeck.transfer.slices import categories
+from limbeck.transfer.stretches import Lines, Told, Work, unheard
 from limbeck.transfer.subjects import TEACHER, Subjects, file_name
 from limbeck.transfer.tasks import Tasks, TasksAsked
-from limbeck.transfer.tokens import TEMPERATURES, heard, table
+from limbeck.transfer.tokens import TEMPERATURES
 from limbeck.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
 
 GIVEN, OWN = "given", "own"
 """Texts beside the teacher's: the data's completions, and what each student wrote itself."""
-TIMED = Sampling(max_tokens=32)
+TIMED, WARM = Sampling(max_tokens=32), Sampling(max_tokens=2)
 AT_ONCE = 32
+Writer = str | None
+"""A student by name; None: the teacher."""
 
 
 class Transfer:
@@ -53,8 +57,11 @@ class Transfer:
         self.robustness = robustness and robustness.begun(self)
         self.rows = Rows()
         self.vocabulary: Vocabulary | None = None
+        self.context = 0
+        self.readers = Readers(self.student, lambda: self.teacher, asked.tokens_per_pass)
         self._teacher: Teacher | None = None
-        self._heard = dict[str, list[Targets]]()
+        self._alive: tuple[str, Student] | None = None
+        self._pens = dict[Writer, bool]()
 
     @property
     def sampling(self) -> Sampling:
@@ -62,34 +69,34 @@ class Transfer:
         return Sampling(max_tokens=self.asked.max_tokens)
 
     def run(self) -> None:
-        """Open one student after the other, and measure it."""
-        for name, student in self.opened():
-            self.answer(name, student)
-            for text, texts in self.kinds(name):
-                self._table(name, text, texts, student)
-            if self.robustness:
-                self.robustness.measure(name, student)
-            del student
+        """Measure one student after the other."""
+        self.begin()
+        self.readers.keeps = True
+        for who in self.everyone:
+            for work in self.writings(who):
+                work.make()
+            self.time(who)
+            for work in self.readings(who):
+                work.make()
 
-    def opened(self) -> Iterator[tuple[str, Student]]:
-        """One student after the other, alive; with the first, rows are read and the teacher answers. Who takes one lets go of it."""
+    @property
+    def everyone(self) -> list[Writer]:
+        """The teacher, then the students."""
+        return [None, *self.subjects.students]
+
+    def begin(self) -> None:
+        """Read the rows. Refuses, before anything is paid, what cannot be; what was refused leaves no trace."""
         asked = self._settings()
-        for place, (name, settings) in enumerate(self.subjects.students.items()):
-            student = self.open(settings)
-            if place == 0:
-                self.read(student)
-                categories(self.rows, self.category)  # refuses a column that no row has before anything is paid
-                write_json(self.out / "settings.json", asked)  # only now: what was refused leaves no trace
-                self.missing += self.rows.missing
-                self._teacher_writes(student)
-            yield name, student
-            del student
-            gc.collect()  # models refer to themselves; their memory is wanted for the next
+        self.read()
+        categories(self.rows, self.category)  # refuses a column that no row has
+        write_json(self.out / "settings.json", asked)
+        self.missing += self.rows.missing
 
-    def read(self, first: Student) -> None:
+    def read(self) -> None:
         """The rows, as the first student meets them."""
-        self.vocabulary = first.live.vocabulary
-        self.rows = rows_of(self.asked, first)
+        first = self.student(next(iter(self.subjects.students))).live
+        self.vocabulary, self.context = first.vocabulary, first.context
+        self.rows = rows_of(self.asked, first.vocabulary, first.context)
 
     def _settings(self) -> dict[str, Any]:
         """What this folder is an evaluation of; students may be added. Raises CheckpointError where it is one of something else."""
@@ -106,8 +113,15 @@ class Transfer:
             raise CheckpointError(f"{self.out} holds an evaluation with {changed[0]}; give another --out, or remove it")
         return {**settings, "students": {**there["students"], **models}}
 
-    def open(self, settings: Student) -> Student:
-        """A student alive, and with the first the teacher."""
+    def student(self, name: str) -> Student:
+        """A student alive, and with the first the teacher; one at a time, so that nobody is to hold it."""
+        if self._alive is None or self._alive[0] != name:
+            self._alive = None
+            gc.collect()  # models refer to themselves; their memory is wanted for the next
+            self._alive = name, self._open(self.subjects.students[name])
+        return self._alive[1]
+
+    def _open(self, settings: Student) -> Student:
         student = settings.load(1)
         if self._teacher is None or self._teacher.opened is None:
             self._teacher = self.subjects.teacher.load(student)
@@ -121,98 +135,117 @@ class Transfer:
         assert self._teacher is not None, "no student was opened"
         return self._teacher
 
-    def _teacher_writes(self, student: Student) -> None:
-        """The teacher's own answers, where it has a model here that writes."""
-        if isinstance(self.teacher, Silent):
-            return self.missing.append("no teacher: figures are of the students alone; give one with --teacher")
-        if not (self.rows.prompts or self.tasks.exams):
-            return None
-        if not isinstance(self.teacher, Local):
-            return self.missing.append(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
-        lend = self.teacher.lend
-        if self._writes(TEACHER, self.teacher.opened):
-            self._write(TEACHER, lambda prompts, told: lend(
-                lambda model: write(model, prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told)))  # fmt: skip
-            self.tasks.answer(TEACHER, lend)
-            self._time(TEACHER, lambda prompts: lend(lambda model: write(model, prompts, TIMED, 0, 0, range(len(prompts)))), self.teacher.opened)
+    def writings(self, who: Writer) -> Iterator[Work]:
+        """What somebody is to write: answers to the prompts, and to tasks."""
+        if not self._writes(who):
+            return
+        if count := len(self.rows.prompts):
+            steps = self.asked.each * self.asked.max_tokens
+            yield Lines(self._file(who or TEACHER), f"{who or TEACHER} writes", "prompts", count, partial(self._answers, who), steps)
+        yield from self.tasks.works(who or TEACHER, partial(self._lend, who))
 
-    def answer(self, name: str, student: Student) -> None:
-        """What a student writes itself."""
-        if (self.rows.prompts or self.tasks.exams) and self._writes(name, student.live):
-            self._write(name, lambda prompts, told: student.write(prompts, self.sampling, self.asked.seed, 0, range(len(prompts)), told=told))
-            self._time(name, lambda prompts: student.write(prompts, TIMED, 0, 0, range(len(prompts))), student.live)
-            self.tasks.answer(name, student.lend)
-
-    def kinds(self, name: str) -> Iterator[tuple[str, list[Text]]]:
-        """The kinds of text that there are for a student, and the texts."""
+    def readings(self, who: Writer) -> Iterator[Work]:
+        """What a student is to read, with the teacher: texts of each kind that there is for it, and the same under edits."""
+        if who is None:
+            return
         for text in (GIVEN, TEACHER, OWN):
-            if texts := self.texts(text, name):
-                yield text, texts
+            if texts := self.texts(text, who):
+                tables = {name: self.folder(name, text) for name in ([who] if text == OWN else self.subjects.students)}
+                yield self.reading(who, text, texts, tables, () if text == OWN else TEMPERATURES)  # how sure one is of one's own words says nothing
+        if self.robustness:
+            yield from self.robustness.works(who)
 
-    def _writes(self, who: str, model: "OpenModel") -> bool:
-        """Whether a model can write; what it says against it is missing else."""
-        try:
-            _ = model.writer
-        except LimbeckError as error:
-            self.missing.append(f"{who} does not write: {error}")
+    def reading(self, name: str, text: str, texts: list[Text], tables: Mapping[str, Path], temperatures: Sequence[float] = ()) -> Reading:
+        """A table under way. tables: where those of all students who read these texts are to lie."""
+        assert self.vocabulary is not None
+        return Reading(self.readers, self.vocabulary, name, text, texts, tables, temperatures)
+
+    def _writes(self, who: Writer) -> bool:
+        """Whether somebody writes, and is to; what is against it is missing else."""
+        if who not in self._pens:
+            self._pens[who] = self._teacher_writes() if who is None else self._asks and self._has_pen(who)
+        return self._pens[who]
+
+    @property
+    def _asks(self) -> bool:
+        return bool(self.rows.prompts or self.tasks.exams)
+
+    def _teacher_writes(self) -> bool:
+        """The teacher answers where it has a model here that writes."""
+        if isinstance(self.teacher, Silent):
+            return self._miss("no teacher: figures are of the students alone; give one with --teacher")
+        if not self._asks:
             return False
+        if not isinstance(self.teacher, Local):
+            return self._miss(f"{self.teacher.name} has no model here that writes, so that nothing is measured on the teacher's own text")
+        return self._has_pen(None)
+
+    def _has_pen(self, who: Writer) -> bool:
+        if self._file(who or TEACHER).exists():
+            return True
+        try:
+            _ = self._model(who).writer
+        except LimbeckError as error:
+            return self._miss(f"{who or TEACHER} does not write: {error}")
         return True
 
-    def _write(self, who: str, answered: Callable[[Any, Any], Sequence[Any]]) -> None:
-        """Answers to every prompt, kept; row and number of each beside it."""
-        file = self.out / "texts" / f"{file_name(who)}.jsonl"
-        if file.exists() or not self.rows.prompts:
-            return
+    def _miss(self, why: str) -> bool:
+        self.missing.append(why)
+        return False
+
+    def _model(self, who: Writer) -> "OpenModel":
+        found = self.teacher.opened if who is None else self.student(who).live
+        assert found is not None, "the teacher has no model here"
+        return found
+
+    def _lend(self, who: Writer, work: Callable[[Any], Any]) -> Any:
+        """Something done with somebody's model, as it writes."""
+        if who is not None:
+            return self.student(who).lend(work)
+        assert isinstance(self.teacher, Local)
+        return self.teacher.lend(work)
+
+    def _answers(self, who: Writer, some: range, told: Told) -> list[dict[str, Any]]:
+        """Answers to some prompts: row and number of each beside it. Their random numbers are those of their places among all."""
         each = self.asked.each
-        prompts = [prompt for prompt in self.rows.prompts for _ in range(each)]
-        with Progress(f"{who} writes", len(prompts) * self.asked.max_tokens).showing() as progress:
-            written = answered(prompts, lambda tokens: progress.advance(tokens, tokens))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(file, [{"place": n // each, "answer": n % each, "completion_ids": new.tokens} for n, new in enumerate(written)])
+        numbers = range(some.start * each, some.stop * each)
+        prompts = [self.rows.prompts[n // each] for n in numbers]
+        written = self._written(who, prompts, self.sampling, numbers, told)
+        return [{"place": n // each, "answer": n % each, "completion_ids": new.tokens} for n, new in zip(numbers, written, strict=True)]
+
+    def _written(self, who: Writer, prompts: Sequence[list[int]], sampling: Sampling, numbers: range, told: Told = unheard) -> list[Written]:
+        seed = self.asked.seed
+        return self._lend(who, lambda model: write(model, prompts, sampling, seed, 0, numbers, told=lambda tokens: told(tokens, tokens)))
+
+    def _file(self, writer: str) -> Path:
+        return self.out / "texts" / f"{file_name(writer)}.jsonl"
 
     def texts(self, text: str, student: str) -> list[Text]:
         """The texts of a kind, as this student meets them; empty where there are none."""
         if text == GIVEN:
             return self.rows.given
-        file = self.out / "texts" / f"{file_name(student if text == OWN else text)}.jsonl"
+        file = self._file(student if text == OWN else text)
         rows = read_jsonl(file) if file.exists() else []
         return [Text.answered(self.rows.prompts[row["place"]], row["completion_ids"], self.rows.columns[row["place"]]) for row in rows]
-
-    def _table(self, name: str, text: str, texts: Sequence[Text], student: Student) -> None:
-        folder = self.folder(name, text)
-        if folder.exists():
-            return
-        said: Any = self._said(text, name, texts)
-        table(texts, student, said, self.asked.tokens_per_pass, f"{name}, {text} text", warmths(text)).save(folder)
-
-    def _said(self, text: str, name: str, texts: Sequence[Text]) -> list[Targets]:
-        """What the teacher says of these texts; of those that several students meet it is kept."""
-        if text == OWN or text not in self._heard:
-            found = heard(texts, self.teacher, self.asked.tokens_per_pass, f"{name}, {text} text" if text == OWN else f"{text} text")
-            if text == OWN:
-                return found
-            self._heard[text] = found
-        return self._heard[text]
 
     def folder(self, name: str, text: str) -> Path:
         """Where a table lies."""
         return self.out / "tables" / file_name(name) / file_name(text)
 
-    def _time(self, who: str, written: Callable[[Any], Sequence[Any]], model: Any) -> None:
-        """How fast it writes, once: tokens a second of several answers side by side, their prompts' reading counted in."""
-        file = self.out / "speeds.json"
+    def time(self, who: Writer) -> None:
+        """How fast somebody writes, once: tokens a second of several answers side by side, their prompts' reading counted in. A few tokens first
+        are not counted: a process that has just begun is slow."""
+        file, name = self.out / "speeds.json", who or TEACHER
         known = read_json(file) if file.exists() else {}
-        if who in known or not self.rows.prompts:
+        if name in known or not self.rows.prompts or not self._writes(who):
             return
-        prompts, began = self.rows.prompts[:AT_ONCE], time.monotonic()
-        tokens = sum(len(new.tokens) for new in written(prompts))
-        known[who] = {"tokens_per_second": tokens / (time.monotonic() - began), "side_by_side": len(prompts), **_sizes(model)}
+        prompts = self.rows.prompts[:AT_ONCE]
+        self._written(who, prompts, WARM, range(len(prompts)))
+        began = time.monotonic()
+        tokens = sum(len(new.tokens) for new in self._written(who, prompts, TIMED, range(len(prompts))))
+        seconds = time.monotonic() - began
+        known[name] = {"tokens_per_second": tokens / seconds, "side_by_side": len(prompts), **_sizes(self._model(who))}
         write_json(file, known)
-
-
-def warmths(text: str) -> Sequence[float]:
-    """The temperatures at which a student is read: how sure one is of one's own words says nothing."""
-    return () if text == OWN else TEMPERATURES
 
 
 def _sizes(model: "OpenModel") -> dict[str, int]:

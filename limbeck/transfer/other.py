@@ -7,7 +7,6 @@ from limbeck.decoding import write
 from limbeck.errors import CheckpointError
 from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.privacy import shareable
-from limbeck.student import Student
 from limbeck.teachers import Local
 from limbeck.transfer.measure import Transfer
 from limbeck.transfer.rows import rows_of
@@ -16,7 +15,7 @@ from limbeck.transfer.subjects import TEACHER
 OTHER = "other"
 
 
-def other_texts(transfer: Transfer, student: Student, path: str, text: str | None) -> tuple[list[Text], str | None]:
+def other_texts(transfer: Transfer, path: str, text: str | None) -> tuple[list[Text], str | None]:
     """The other data's answers, of the same writer as the clean ones where it can be had, else of the other; and what is missing.
 
     text: whose answers the clean ones are. Raises CheckpointError where the folder holds figures of other data.
@@ -24,8 +23,10 @@ def other_texts(transfer: Transfer, student: Student, path: str, text: str | Non
     known = transfer.out / "robustness" / "other.json"
     if known.exists() and read_json(known)["data"] != shareable(path):
         raise CheckpointError(f"{transfer.out} holds figures of other data ({read_json(known)['data']}); give another --out, or remove it")
-    rows = rows_of(replace(transfer.asked, data=path), student)
-    write_json(known, {"data": shareable(path)})
+    assert transfer.vocabulary is not None
+    rows = rows_of(replace(transfer.asked, data=path), transfer.vocabulary, transfer.context)
+    if not known.exists():
+        write_json(known, {"data": shareable(path)})
     if (text == TEACHER or not rows.given) and (written := _written(transfer, rows.prompts)):
         return written, None
     why = None if rows.given else f"{path}: no row has a completion, and no teacher here writes one"

@@ -5,8 +5,9 @@ alone; teacher and students then read the same answers after it, the teacher onc
 the edit `another`: the prompt of another row. OUT/robustness/EDIT.jsonl (edited prompts) · OUT/tables/STUDENT/EDIT (tables of tokens).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from limbeck.batch import Text
 from limbeck.data import Data, Row, messages_of
 from limbeck.errors import CheckpointError, DataError, RecipeError
 from limbeck.files import read_jsonl, write_jsonl
-from limbeck.student import Student
-from limbeck.targets import Targets
-from limbeck.transfer.adversarial import results, searched, suffixes
+from limbeck.transfer.adversarial import Suffix, results, suffixes
 from limbeck.transfer.edits import Edit, chosen, edits
 from limbeck.transfer.figures import told
 from limbeck.transfer.lost import Losses, alone, beside, only, sides, under
 from limbeck.transfer.measure import GIVEN, Transfer
 from limbeck.transfer.other import OTHER, other_texts
 from limbeck.transfer.rows import taken_rows
+from limbeck.transfer.stretches import Work
 from limbeck.transfer.subjects import TEACHER
-from limbeck.transfer.tokens import Tokens, heard, table
+from limbeck.transfer.tokens import Tokens
+from limbeck.vocabulary import Vocabulary
 
 CLEAN, ANOTHER = "clean", "another"
 """Beside the edits: the prompts as they are, and the prompt of another row."""
@@ -85,39 +86,36 @@ class UnderEdits:
         self.text: str | None = None
         self._texts = dict[str, list[Text]]()
         self._made = dict[str, list[dict[str, Any]]]()
-        self._heard = dict[str, list[Targets]]()
         self._ready = False
 
-    def measure(self, name: str, student: Student) -> None:
-        """One student under every edit."""
+    def works(self, name: str) -> Iterator[Work]:
+        """What one student is to read under every edit, and a suffix to be searched."""
         if not self._ready:
-            self._prepare(student)
+            self._prepare()
             self._ready = True
         for edit, texts in self._texts.items():
-            if not self._folder(name, edit).exists():
-                read = table(texts, student, self._said(edit, texts), self.transfer.asked.tokens_per_pass, f"{name}, {edit}", temperatures=())
-                read.save(self._folder(name, edit))
+            yield self.transfer.reading(name, edit, texts, {each: self._folder(each, edit) for each in self.transfer.subjects.students})
         if self.asked.adversarial and self.answers:
-            self._miss(searched(self.transfer, name, student, self.answers, self.asked.adversarial))
+            yield Suffix(self.transfer, name, self.answers, self.asked.adversarial, self._miss)
 
     def _miss(self, why: str | None) -> None:
         if why:
             self.missing.append(f"robustness: {why}")
 
-    def _prepare(self, student: Student) -> None:
+    def _prepare(self) -> None:
         """The texts of every edit, made once, and kept as they were read."""
         if not self.transfer.teacher.hears:
             return self._miss(f"{self.transfer.teacher.name} says nothing about prompts that it was not shown; give the model itself")
-        self.text, self.answers = answers_of(self.transfer, student)
+        self.text, self.answers = answers_of(self.transfer)
         self._miss(self._without())
         if self.answers:
             self._texts[CLEAN] = [answer.clean for answer in self.answers]
-            known = edits(self.asked.longer, lambda text: len(student.live.vocabulary.ids(text)))
+            known = edits(self.asked.longer, lambda text: len(self._vocabulary.ids(text)))
             for name in self.asked.names:
-                self._add(student, name, self._edited(known[name]))
-            self._add(student, ANOTHER, self._exchanged())
+                self._add(name, self._edited(known[name]))
+            self._add(ANOTHER, self._exchanged())
         if self.asked.other:
-            texts, why = other_texts(self.transfer, student, self.asked.other, self.text)
+            texts, why = other_texts(self.transfer, self.asked.other, self.text)
             self._miss(why)
             self._texts |= {OTHER: texts} if texts else {}
 
@@ -143,13 +141,18 @@ class UnderEdits:
         every = [answer.asked for answer in self.answers]
         return [next((other for other in every[place + 1 :] + every[:place] if other not in (None, own)), None) for place, own in enumerate(every)]
 
-    def _add(self, student: Student, name: str, asked: Sequence[str | None]) -> None:
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        assert self.transfer.vocabulary is not None
+        return self.transfer.vocabulary
+
+    def _add(self, name: str, asked: Sequence[str | None]) -> None:
         """The texts of an edit: of the prompts that it changes and that leave room for their answers."""
-        rows, long, longest = list[dict[str, Any]](), 0, min(self.transfer.asked.context, student.live.context)
+        rows, long, longest = list[dict[str, Any]](), 0, min(self.transfer.asked.context, self.transfer.context)
         for place, (answer, text) in enumerate(zip(self.answers, asked, strict=True)):
             if text is None or text == answer.asked:
                 continue
-            prompt = student.live.vocabulary.prompt(asking(answer.columns, text), answer.data)
+            prompt = self._vocabulary.prompt(asking(answer.columns, text), answer.data)
             if len(prompt) + len(answer.completion) > longest:
                 long += 1
             else:
@@ -173,16 +176,12 @@ class UnderEdits:
 
     def _folder(self, name: str, edit: str) -> Path:
         """Where a table lies; the clean one is that of the data's or the teacher's text where it is of the same texts."""
-        if edit == CLEAN and self.text is not None and _same(self.transfer.texts(self.text, name), self._texts[CLEAN]):
-            return self.transfer.folder(name, self.text)
-        return self.transfer.folder(name, edit)
+        return self.transfer.folder(name, self.text if edit == CLEAN and self.text is not None and self._is_clean else edit)
 
-    def _said(self, edit: str, texts: list[Text]) -> list[Targets]:
-        """What the teacher says of an edit's texts; kept for as long as another student waits for it."""
-        found = self._heard.pop(edit, None) or heard(texts, self.transfer.teacher, self.transfer.asked.tokens_per_pass, edit)
-        if sum(not self._folder(name, edit).exists() for name in self.transfer.subjects.students) > 1:
-            self._heard[edit] = found
-        return found
+    @cached_property
+    def _is_clean(self) -> bool:
+        """Whether those texts, which all students read, are the clean ones."""
+        return self.text is not None and _same(self.transfer.texts(self.text, TEACHER), self._texts[CLEAN])
 
     def found(self) -> dict[str, Any]:
         """The figures of all edits and students, what was kept, what the search found, and what is missing."""
@@ -229,7 +228,7 @@ class UnderEdits:
         return {**found, "all": losses.together()} if found else {}
 
 
-def answers_of(transfer: Transfer, student: Student) -> tuple[str | None, list[Answer]]:
+def answers_of(transfer: Transfer) -> tuple[str | None, list[Answer]]:
     """Answers to the prompts: the data's where every prompt has one or the teacher wrote none, else the teacher's; and which they are."""
     rows, taken = transfer.rows, taken_rows(transfer.asked)
     given = {text.columns["row"]: text for text in rows.given}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from limbeck.batch import Text
 from limbeck.data import Data, Pool, Row, asked_of, told_columns
 from limbeck.errors import DataError, RecipeError
-from limbeck.student import Student
+from limbeck.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def taken_rows(asked: Asked) -> list[tuple[Data, Row]]:
     return pool.take(0, asked.rows if pool.streamed else min(asked.rows, len(pool)))
 
 
-def rows_of(asked: Asked, student: Student) -> Rows:
-    """Read the data. Raises DataError where no row can be measured on."""
-    taken, found, vocabulary = taken_rows(asked), Rows(), student.live.vocabulary
-    longest = min(asked.context, student.live.context)
+def rows_of(asked: Asked, vocabulary: Vocabulary, context: int) -> Rows:
+    """Read the data, as a model of this context meets it. Raises DataError where no row can be measured on."""
+    taken, found = taken_rows(asked), Rows()
+    longest = min(asked.context, context)
     bare, writes = 0, vocabulary.outcomes == "tokens"
     for place, (data, row) in enumerate(taken):
         columns = {**told_columns(row), "row": place}

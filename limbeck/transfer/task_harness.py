@@ -4,7 +4,7 @@ OUT/tasks/NAME/WHO.jsonl holds what a model answered and every metric of each pr
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -20,6 +20,7 @@ from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
 from limbeck.progress import Progress
 from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.rows import Asked
+from limbeck.transfer.stretches import Lines, Work
 from limbeck.transfer.subjects import file_name
 from limbeck.transfer.task_shapes import HARNESS
 from limbeck.transfer.tasks import Exam, Lend, Outcome, TasksAsked
@@ -66,6 +67,16 @@ def _quiet() -> Any:
         logger.setLevel(before)
 
 
+class _Whole(Lines):
+    """Prompts with their metrics, and in a file beside them the metrics of the whole."""
+
+    def join(self, found: Sequence[list[dict[str, Any]]]) -> None:
+        """Of the one stretch."""
+        ((one,),) = found
+        write_json(self.place.parent / "whole" / f"{self.place.stem}.json", one["whole"])
+        write_jsonl(self.place, one["rows"])
+
+
 class HarnessExam(Exam):
     """One task or group of the harness. The metric that it names first is `right`, where it is 0 or 1 for each prompt."""
 
@@ -75,24 +86,24 @@ class HarnessExam(Exam):
         self.task, self.name, self.asked, self.of, self.folder = spec.removeprefix(HARNESS), asked.named[spec], asked, of, folder
         self.missing, self.verifier = [], ""
 
-    def answer(self, who: str, lend: Lend) -> None:
+    def works(self, who: str, lend: Lend) -> Iterator[Work]:
         """By the harness, all of it at once."""
         asked = self.asked
         settings = {"task": self.task, "rows": asked.rows, "max_tokens": asked.max_tokens, "seed": self.of.seed, "template": self.of.template}
         file = self.folder / "settings.json"
-        if file.exists() and (changed := [name for name, value in read_json(file).items() if settings.get(name) != value]):
+        if not file.exists():
+            write_json(file, settings)
+        elif changed := [name for name, value in read_json(file).items() if settings.get(name) != value]:
             raise CheckpointError(f"{self.folder} holds answers with other {changed[0]}; give another --out, or remove the folder")
-        write_json(file, settings)
-        if not (self.folder / f"{file_name(who)}.jsonl").exists():
-            lend(lambda model: self._answer(who, model))
+        yield _Whole(self.folder / f"{file_name(who)}.jsonl", "", "tasks", 1, lambda some, told: lend(lambda model: self._answers(who, model)))
 
-    def _answer(self, who: str, model: "Model") -> None:
+    def _answers(self, who: str, model: "Model") -> list[dict[str, Any]]:
+        """What `_Whole` takes apart."""
         found = self._evaluated(who, model)
         rows, whole = by_prompt(found["samples"], found["results"])
         if not rows:
             raise DataError(f"lm_eval:{self.task} has no prompts; give another task")
-        write_json(self.folder / "whole" / f"{file_name(who)}.json", whole)
-        write_jsonl(self.folder / f"{file_name(who)}.jsonl", rows)
+        return [{"rows": rows, "whole": whole}]
 
     def _evaluated(self, who: str, model: "Model") -> dict[str, Any]:
         simple_evaluate: Any = import_module("lm_eval").simple_evaluate  # an extra, and half typed

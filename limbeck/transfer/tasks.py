@@ -1,14 +1,14 @@
 """Verified accuracy on tasks: what teacher and students answer, kept, and what verifiers make of it.
 
 OUT/tasks/NAME/settings.json (what was asked) · OUT/tasks/NAME/WHO.jsonl (answers) · OUT/tasks/NAME/likelihood/WHO.jsonl (of options).
-Answers are written a block of prompts at a time, so that a killed evaluation goes on with the next block; verdicts are always found anew.
+Answers are written a block of prompts at a time (see `stretches`), so that a killed evaluation goes on with the next; verdicts are found anew.
 """
 
 import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import exp
@@ -21,14 +21,14 @@ from limbeck.decoding import Sampling, write
 from limbeck.errors import CheckpointError, DataError, RecipeError
 from limbeck.evaluate.statistics import Array, mean, paired, recovered
 from limbeck.evaluate.verified import one_of
-from limbeck.files import read_json, read_jsonl, write_json, write_jsonl
+from limbeck.files import read_json, read_jsonl, write_json
 from limbeck.privacy import shareable
-from limbeck.progress import Progress
 from limbeck.transfer.baselines import FINE_TUNED
 from limbeck.transfer.calibration import calibration
 from limbeck.transfer.continuations import log_likelihoods
 from limbeck.transfer.figures import told
 from limbeck.transfer.rows import Asked
+from limbeck.transfer.stretches import Lines, Told, Work
 from limbeck.transfer.subjects import BEFORE, TEACHER, beside, file_name, is_taught
 from limbeck.transfer.task_shapes import HARNESS, Task, names, read_tasks
 
@@ -66,6 +66,10 @@ class TasksAsked:
 
             self.harness = manager(theirs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was asked for: another process reads the files itself."""
+        return type(self), (self.tasks, self.rows, self.max_tokens)
+
     @property
     def named(self) -> dict[str, str]:
         """Each task's name."""
@@ -92,8 +96,8 @@ class Exam(ABC):
     """Figures of which it is said how much of a gap was closed."""
 
     @abstractmethod
-    def answer(self, who: str, lend: Lend) -> None:
-        """Have a model answer what it has not answered yet."""
+    def works(self, who: str, lend: Lend) -> Iterator[Work]:
+        """What a model is to answer. Refuses what this folder holds no answers to."""
 
     @abstractmethod
     def outcome(self, who: str) -> Outcome | None:
@@ -111,10 +115,10 @@ class Tasks:
         files = {task.spec: task for task in asked.files}
         self.exams = [_exam(spec, files.get(spec), asked, of, out / "tasks" / safe(name)) for spec, name in asked.named.items()]
 
-    def answer(self, who: str, lend: Lend) -> None:
-        """Have a model answer all of them."""
+    def works(self, who: str, lend: Lend) -> Iterator[Work]:
+        """What a model is to answer of all of them."""
         for exam in self.exams:
-            exam.answer(who, lend)
+            yield from exam.works(who, lend)
 
     @property
     def missing(self) -> list[str]:
@@ -195,19 +199,14 @@ class FileExam(Exam):
         row = self.task.asked(self.task.rows[place], vocabulary.is_chat(self.of.template))
         return vocabulary.prompt(row, self.task.data(self.of.template))
 
-    def answer(self, who: str, lend: Lend) -> None:
+    def works(self, who: str, lend: Lend) -> Iterator[Work]:
         """Block by block; which rows are within the context is settled by who answers first, so that all answer the same."""
-        lend(lambda model: self._answer(who, model))
-
-    def _answer(self, who: str, model: "Model") -> None:
-        places = self._settled(model)
-        file = self.folder / f"{file_name(who)}.jsonl"
-        self._in_blocks(f"{who} answers {self.name}", file, places, self.of.each, lambda some, told: self._written(model, some, told))
+        places, name = self._settled(lend), f"{file_name(who)}.jsonl"
+        yield self._in_blocks(f"{who} answers {self.name}", self.folder / name, places, lend, self._written)
         if self.task.letters:
-            file = self.folder / "likelihood" / f"{file_name(who)}.jsonl"
-            self._in_blocks(f"{who} reads {self.name}", file, places, 1, lambda some, told: self._compared(model, some, told))
+            yield self._in_blocks(f"{who} reads {self.name}", self.folder / "likelihood" / name, places, lend, self._compared)
 
-    def _settled(self, model: "Model") -> list[int]:
+    def _settled(self, lend: Lend) -> list[int]:
         """The rows that are answered. Raises CheckpointError where this folder holds answers of something else."""
         asked = [self.task.asked(row, True) for row in self.task.rows]
         print_of = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -219,25 +218,26 @@ class FileExam(Exam):
             if changed := [name for name in settings if there[name] != settings[name]]:
                 raise CheckpointError(f"{self.folder} holds answers with other {changed[0]}; give another --out, or remove the folder")
             return list(there["rows"])
-        places = [n for n in range(len(self.task.rows)) if len(self._prompt(model.vocabulary, n)) < model.context]
-        if not places:
-            raise DataError(f"{self.task.path}: no prompt is within the context of {model.context} tokens of {model.name}; give shorter ones")
+        places: list[int] = lend(self._within)
         write_json(file, {"task": shareable(self.task.spec), **settings, "rows": places})
         return places
 
-    def _in_blocks(self, what: str, file: Path, places: Sequence[int], each: int, work: Callable[[Sequence[int], Any], list[dict[str, Any]]]) -> None:
-        """Do what is not done yet, keeping every block; which prompts stand in a block does not depend on where it stopped."""
-        size = max(1, AT_ONCE // self.of.each)
-        kept = read_jsonl(file)
-        done = len(kept) // each
-        if done >= len(places):
-            return
-        with Progress(what, len(places), done).showing() as progress:
-            for start in range(done, len(places), size):
-                some = places[start : start + size]
-                kept += work(some, lambda tokens: progress.advance(0, tokens))
-                write_jsonl(file, kept)
-                progress.advance(len(some))
+    def _within(self, model: "Model") -> list[int]:
+        """The rows within a model's context."""
+        places = [n for n in range(len(self.task.rows)) if len(self._prompt(model.vocabulary, n)) < model.context]
+        if not places:
+            raise DataError(f"{self.task.path}: no prompt is within the context of {model.context} tokens of {model.name}; give shorter ones")
+        return places
+
+    def _in_blocks(self, what: str, file: Path, places: Sequence[int], lend: Lend, work: Callable[..., list[dict[str, Any]]]) -> Lines:
+        """Rows of answers; which prompts stand in a block does not depend on who makes it."""
+
+        def rows(some: range, told: Told) -> list[dict[str, Any]]:
+            found = lend(lambda model: work(model, places[some.start : some.stop], lambda tokens: told(0, tokens)))
+            told(len(some), 0)
+            return found
+
+        return Lines(file, what, "questions", len(places), rows, at_once=max(1, AT_ONCE // self.of.each))
 
     def _written(self, model: "Model", places: Sequence[int], told: Any) -> list[dict[str, Any]]:
         each, vocabulary = self.of.each, model.vocabulary

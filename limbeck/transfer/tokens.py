@@ -15,10 +15,10 @@ from limbeck.errors import DataError
 from limbeck.evaluate.statistics import Array
 from limbeck.files import new_folder
 from limbeck.lazy import Tensor, torch
-from limbeck.progress import Progress
 from limbeck.student import Student
 from limbeck.targets import Dense, Logits, Nothing, Targets
 from limbeck.teachers import Teacher
+from limbeck.transfer.stretches import Told, unheard
 from limbeck.vocabulary import Vocabulary
 
 TEMPERATURES = tuple(float(each) for each in np.geomspace(0.25, 4.0, 25))
@@ -128,34 +128,26 @@ def _part(found: Mapping[str, Array], prefix: str, kind: type[Any]) -> Any:
     return kind(**{each.name: found[f"{prefix}.{each.name}"] for each in fields(kind)})
 
 
-def heard(texts: Sequence[Text], teacher: Teacher, tokens_per_pass: int, name: str) -> list[Targets]:
-    """What a teacher says of each pass over these texts, kept for all students that are measured on them: hidden states, no logits."""
-    parts = Batch.of(list(texts), "corpus").split(tokens_per_pass)
-    found = list[Targets]()
-    with Progress(f"{name}: the teacher reads", len(parts)).showing() as progress:
-        for part, said in zip(parts, teacher.score(parts), strict=True):
-            found.append(said)
-            progress.advance(1, len(part.tokens_T))
+def heard(texts: Sequence[Text], teacher: Teacher, tokens_per_pass: int, passes: slice = slice(None), told: Told = unheard) -> list[Targets]:
+    """What a teacher says of some passes over these texts, kept for all students that are measured on them: hidden states, no logits."""
+    whole, found = Batch.of(list(texts), "corpus"), list[Targets]()
+    parts = [whole.select(cut) for cut in whole.cuts(tokens_per_pass)[passes]]
+    for part, said in zip(parts, teacher.score(parts), strict=True):
+        found.append(said)
+        told(1, len(part.tokens_T))
     return found
 
 
-def table(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str,
-          temperatures: Sequence[float] = TEMPERATURES) -> Tokens:  # fmt: skip
-    """Pass over the texts. said: what a teacher says of each pass of `Batch.split`, in turn. temperatures: none for no calibration."""
-    return joined(texts, [columns(texts, student, said, tokens_per_pass, name, temperatures)], student.live.vocabulary)
-
-
-def columns(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, name: str,
-            temperatures: Sequence[float] = TEMPERATURES, passes: slice = slice(None)) -> dict[str, Array]:  # fmt: skip
-    """The columns of the table that some passes over the texts make. said: of these alone."""
+def columns(texts: Sequence[Text], student: Student, said: Iterable[Targets], tokens_per_pass: int, temperatures: Sequence[float] = TEMPERATURES,
+            passes: slice = slice(None), told: Told = unheard) -> dict[str, Array]:  # fmt: skip
+    """The columns of the table that some passes over the texts make. said: what a teacher says of each of these, in turn. temperatures: none
+    for no calibration."""
     whole = Batch.of(list(texts), "corpus")
-    cuts = whole.cuts(tokens_per_pass)[passes]
     found = list[dict[str, Tensor]]()
-    with Progress(f"{name}: the student reads", len(cuts)).showing() as progress:
-        for cut, theirs in zip(cuts, said, strict=True):
-            part = whole.select(cut)
-            found.append({**_where(part, cut), **passed(part, student, theirs, temperatures)})
-            progress.advance(1, len(part.tokens_T))
+    for cut, theirs in zip(whole.cuts(tokens_per_pass)[passes], said, strict=True):
+        part = whole.select(cut)
+        found.append({**_where(part, cut), **passed(part, student, theirs, temperatures)})
+        told(1, len(part.tokens_T))
     return {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
 
 
