@@ -59,8 +59,12 @@ class Joints:
 
     def settle(self, folder: str, here: bool) -> None:
         """A folder is whole in the store, or gone from it: one that was expected, and is not here yet, still comes."""
-        if (joint := self.waiting.get(folder)) and (here or joint.let_go):
-            del self.waiting[folder]
+        joint = self.waiting.get(folder)
+        if joint and not (here or joint.let_go):
+            return
+        self.waiting.pop(folder, None)
+        if not here:
+            self.keep({name: others for name, others in self.partial().items() if name != folder})
 
     def partial(self) -> dict[str, Files]:
         """The folders of which a part alone may be here, and what others brought to them."""

@@ -166,13 +166,10 @@ class Mirror:
             disk.replaced(self.home / "filled", str(self.leases.mine.number).encode())
 
     def mend(self, below: str = "") -> None:
-        """Fetch the rest of folders to which others brought files, and those that gave way to these.
-
-        What never became whole goes, and so does what came after it.
-        """
+        """Fetch the rest of folders to which others brought files. Where one never became whole, go back to what was before it."""
         with self._turn():
-            kept = self.joints.partial()
-            partial = _only({folder: others for folder, others in kept.items() if folder not in self.joints.waiting}, below)
+            kept, waiting = self.joints.partial(), self.joints.waiting
+            partial = {folder: others for folder, others in _only(kept, below).items() if folder not in waiting and (self.root / folder).exists()}
             if not partial:
                 return
             there, known = self._there(), self._known()
@@ -183,8 +180,10 @@ class Mirror:
             for folder in broken:
                 shutil.rmtree(self.root / folder, ignore_errors=True)
                 known |= {name: [content] for name, content in there.items() if name.startswith(f"{folder}/")}
-            lacking = {folder for folder in self._folders() - undone if folder in partial or not (self.root / folder).exists()}
-            wanted = [name for name in _only(there, below) if disk.within(name, lacking) and not (self.root / name).exists()]
+            lacking = partial.keys() - broken
+            if broken:  # and what had given way to them is wanted again
+                lacking |= {folder for folder in self._folders() - undone if not (self.root / folder).exists()}
+            wanted = [name for name in _only(there, below) if disk.within(name, set(lacking)) and not (self.root / name).exists()]
             self._get_all(wanted)
             self._keep(known | {name: [there[name], *(disk.stat(self.root / name) or [])] for name in wanted})
             self.joints.keep({folder: others for folder, others in kept.items() if folder not in partial})
