@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.aligned import Aligned, beside
+from limbeck.anatomy import Anatomy, anatomy, anatomy_on_hub
 from limbeck.batch import Batch, Text
 from limbeck.check_lengths import ROWS, Lengths
 from limbeck.check_lines import Line, below, data_key, fits
@@ -23,7 +24,7 @@ from limbeck.data import Data, Row, check_columns, parquet_rows
 from limbeck.engines import Engine
 from limbeck.environment import Replies
 from limbeck.errors import DataError, LimbeckError, ModelError, RecipeError
-from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
+from limbeck.estimate import Load, disk_bytes, memory_bytes, memory_here_bytes, size_gap, widths
 from limbeck.objective import CustomTerm
 from limbeck.places import MODULE, is_call, locate
 from limbeck.privacy import expanded

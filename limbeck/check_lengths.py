@@ -8,11 +8,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from limbeck.aligned import Aligned
+from limbeck.anatomy import Anatomy
 from limbeck.batch import Text
 from limbeck.check_lines import Line, below, counted, data_key
 from limbeck.data import Data, Row, told_columns
 from limbeck.errors import DataError, LimbeckError
-from limbeck.estimate import Anatomy, Load
+from limbeck.estimate import Load
 from limbeck.recipe import Recipe
 from limbeck.rollouts import OnPolicy
 from limbeck.sources import Corpus

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import distributed
+from limbeck.anatomy import Anatomy, anatomy
 from limbeck.config import Part, settings_of
 from limbeck.errors import LimbeckError, ModelError, RecipeError
-from limbeck.estimate import Anatomy, anatomy, frozen_bytes, moving_parameters, widths
+from limbeck.estimate import frozen_bytes, learner_bytes, widths
 from limbeck.lazy import torch
 from limbeck.machine import device
 from limbeck.offload import is_elsewhere
@@ -44,12 +45,7 @@ def resting_bytes(recipe: Recipe, ranks: int | None = None) -> dict[str, int]:
     ranks: of how many processes that share the models, if not of those that there are.
     """
     known = _known(recipe.student.model)
-    found = dict[str, int]()
-    if known:
-        moving = moving_parameters(known, recipe.student)
-        weights = frozen_bytes(known, recipe.student.quantization, 4) + (4 * moving if recipe.student.lora else 0)
-        moments = 2 if recipe.student.optimizer.eight_bit else 8
-        found = {"student": weights, "its gradient": 4 * moving, "its moments": moments * moving}
+    found = learner_bytes(known, recipe.student) if known else {}
     found["teacher"] = sum(_teacher_bytes(each) for each in locals_of(recipe.teacher))
     return {what: int(value * _copies(recipe, what, ranks)) for what, value in found.items() if value}
 

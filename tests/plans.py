@@ -6,8 +6,8 @@ from typing import Any
 import toys
 
 from limbeck import models
+from limbeck.anatomy import anatomy
 from limbeck.divergence import ForwardKL
-from limbeck.estimate import anatomy
 from limbeck.machine import Opening
 from limbeck.objective import Objective
 from limbeck.planning.candidates import Wanted

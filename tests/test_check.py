@@ -19,12 +19,12 @@ from test_cli import said
 from limbeck import check as checking
 from limbeck import estimate
 from limbeck.adapters import LoRA
+from limbeck.anatomy import Anatomy, anatomy
 from limbeck.check import Line, check
 from limbeck.data import Data
 from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL, ReverseKL
 from limbeck.errors import ModelError
-from limbeck.estimate import Anatomy, anatomy
 from limbeck.evaluate import Likelihood
 from limbeck.objective import CrossEntropy, CustomTerm, Objective
 from limbeck.places import locate

@@ -13,10 +13,11 @@ import toys
 
 from limbeck import estimate
 from limbeck.adapters import LoRA
+from limbeck.anatomy import Anatomy, anatomy, short
 from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL
 from limbeck.errors import ModelError
-from limbeck.estimate import Anatomy, Load, anatomy, disk_bytes, memory_bytes, short, size_gap, widths
+from limbeck.estimate import Load, disk_bytes, memory_bytes, size_gap, widths
 from limbeck.evaluate import Likelihood
 from limbeck.features import Attentions, HiddenStates
 from limbeck.objective import Objective, Term

@@ -11,7 +11,7 @@ FLOORS = [
     for rooms in (
         "cluster config errors files gguf_metadata interrupt lazy lease llamacpp mirror places privacy progress publish "
         "settings_file shards storage terminal",
-        "alignment answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
+        "alignment anatomy answers batch blend data examples gguf_words head insides labels ledger licences licensed masking "
         "pieces prompts readings sandbox spans targets vocabulary",
         "across choose divergence environment features keep loss objective overlap reward verifiers",
         "adapters attention balance classify decoding distributed gguf_writer hooks kinds machine masked memory models "

@@ -12,8 +12,8 @@ import toys
 from plans import kd, made, scene, wanted
 
 from limbeck import cli, kinds, models
+from limbeck.anatomy import anatomy
 from limbeck.errors import RecipeError
-from limbeck.estimate import anatomy
 from limbeck.files import write_json, write_text
 from limbeck.methods import METHODS
 from limbeck.planning import roofline

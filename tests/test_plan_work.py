@@ -15,12 +15,12 @@ from plans import LAYERS, actor, by_hand, kd, made, scene
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck import models
+from limbeck.anatomy import Anatomy, anatomy
 from limbeck.batch import Batch
 from limbeck.decoding import Sampling
 from limbeck.divergence import ForwardKL
 from limbeck.endpoint import Endpoint
 from limbeck.errors import RecipeError
-from limbeck.estimate import Anatomy, anatomy
 from limbeck.machine import Opening
 from limbeck.methods import METHODS
 from limbeck.objective import CrossEntropy, Objective

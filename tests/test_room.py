@@ -26,7 +26,7 @@ def test_what_is_counted_is_what_the_weights_take(made: lb.Recipe) -> None:
     from limbeck.models import open_model
 
     sizes = [open_model(each, Opening("float32")).parameters_total for each in (made.student.model, made.teacher.model)]
-    assert resting_bytes(made) == {"student": 4 * sizes[0], "its gradient": 4 * sizes[0], "its moments": 8 * sizes[0], "teacher": 4 * sizes[1]}
+    assert resting_bytes(made) == {"student": 4 * sizes[0], "gradients": 4 * sizes[0], "moments": 8 * sizes[0], "teacher": 4 * sizes[1]}
 
 
 def test_a_teacher_too_large_is_refused_before_anything_is_opened(made: lb.Recipe, tmp_path: Path, monkeypatch) -> None:
@@ -35,7 +35,7 @@ def test_a_teacher_too_large_is_refused_before_anything_is_opened(made: lb.Recip
     monkeypatch.setattr(room, "free_memory_bytes", lambda: sum(taken.values()) - taken["teacher"] // 3)
     with pytest.raises(RecipeError) as said:
         lb.distill(made, tmp_path / "run")
-    assert "the models need about 0.0 GB (student 0.0, its gradient 0.0, its moments 0.0, teacher 0.0), and 0.0 GB are free" in str(said.value)
+    assert "the models need about 0.0 GB (student 0.0, gradients 0.0, moments 0.0, teacher 0.0), and 0.0 GB are free" in str(said.value)
     ways = str(said.value).partition("would fit: ")[2].split("; ")
     assert ways == ["teacher.dtype: bfloat16", "teacher.quantization: 4bit", "teacher.offload: disk", "a teacher on a server: Endpoint(url, model)"]
     for change in ({"dtype": "bfloat16"}, {"quantization": "4bit"}, {"offload": "disk"}):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.anatomy import short
 from limbeck.endpoint import Endpoint
 from limbeck.errors import RecipeError, did_you_mean
-from limbeck.estimate import short
 from limbeck.files import write_json, write_text
 from limbeck.methods import METHODS
 from limbeck.pipeline import Pipeline, read_plan

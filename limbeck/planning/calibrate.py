@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from limbeck.anatomy import Anatomy
 from limbeck.batch import Batch
 from limbeck.decoding import Plain, Request, Row, Sampling
 from limbeck.errors import RecipeError
-from limbeck.estimate import Anatomy, memory_here_bytes
+from limbeck.estimate import memory_here_bytes
 from limbeck.files import read_json, write_json
 from limbeck.head import Head
 from limbeck.loss import Outputs, measure, pass_loss

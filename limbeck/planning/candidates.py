@@ -160,7 +160,7 @@ def _kind_lacks(recipe: Recipe) -> str | None:
 
 
 def _is_masked(name: str) -> bool:
-    from limbeck.estimate import anatomy
+    from limbeck.anatomy import anatomy
 
     place = locate(name)
     if place is None or not place.is_dir():

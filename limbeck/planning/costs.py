@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbeck.adapters import LoRA
+from limbeck.anatomy import Anatomy, anatomy, anatomy_on_hub, short
 from limbeck.config import override, plain
 from limbeck.errors import LimbeckError
-from limbeck.estimate import Anatomy, Load, anatomy, anatomy_on_hub, memory_bytes, moving_parameters, short
+from limbeck.estimate import Load, memory_bytes, moving_parameters
 from limbeck.loss import CHUNK_BYTES, CHUNK_ROWS, SAID_BYTES, SAID_ROWS
 from limbeck.machine import Precision
 from limbeck.places import locate

@@ -12,7 +12,7 @@ It goes on beside the arithmetic of its stage, so that a step waits for the long
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from limbeck.estimate import Anatomy
+from limbeck.anatomy import Anatomy
 from limbeck.machine import Precision
 from limbeck.planning.flops import body_weights
 from limbeck.planning.roofline import Machine

@@ -11,7 +11,7 @@ width, Q numbers of a token's queries in a layer, k of its keys and values toget
 
 from math import prod
 
-from limbeck.estimate import Anatomy, is_linear
+from limbeck.anatomy import Anatomy, is_linear
 
 ONE_EXPERT = ".experts."
 """What is in the names of weights of which a token meets a few."""

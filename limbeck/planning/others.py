@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.estimate import Anatomy
+from limbeck.anatomy import Anatomy
 from limbeck.objective import CrossEntropy, Objective
 from limbeck.planning.exchange import exchanged
 from limbeck.planning.roofline import MACHINES, published

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.anatomy import Anatomy, short
 from limbeck.data import Data
 from limbeck.endpoint import Endpoint
 from limbeck.errors import LimbeckError, RecipeError, VocabularyError
-from limbeck.estimate import AT_ONCE, Anatomy, short
+from limbeck.estimate import AT_ONCE
 from limbeck.files import read_json, read_jsonl
 from limbeck.machine import Opening
 from limbeck.planning.advice import Facts, advice, traits

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from limbeck.estimate import Anatomy
+from limbeck.anatomy import Anatomy
 from limbeck.objective import Objective
 from limbeck.planning.flops import head_flops, learn_flops, read_flops, write_flops
 from limbeck.student import Student

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.anatomy import Anatomy
 from limbeck.batch import Text
 from limbeck.decoding import Sampling, Written, write
 from limbeck.errors import CheckpointError, LimbeckError
-from limbeck.estimate import Anatomy
 from limbeck.files import claimed, read_json, read_jsonl, write_json
 from limbeck.places import fingerprint
 from limbeck.privacy import shareable
