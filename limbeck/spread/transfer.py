@@ -19,9 +19,6 @@ from limbeck.transfer.tasks import TasksAsked
 if TYPE_CHECKING:
     from limbeck.transfer.robustness import Robustness
 
-SIZES = {"prompts": 32, "passes": 8}
-"""Units of a stretch, where one process does all at once: few enough that all workers are busy, enough that a model is opened for something."""
-
 
 @dataclass(frozen=True)
 class Stretch:
@@ -38,7 +35,7 @@ class Evaluating(Job):
     edited or not, by one student and by the teacher, or a student's search for a suffix.
 
     By one worker, while no other does anything: baselines are trained and speeds measured before; prompts edited, and other data answered,
-    between; figures summed up after. sizes: of stretches, by unit.
+    between; figures summed up after. sizes: of stretches, by unit, where they are not those of one process.
     """
 
     who: Who
@@ -47,7 +44,7 @@ class Evaluating(Job):
     tasks: TasksAsked
     robustness: "Robustness | None" = None
     category: str | None = None
-    sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
 
     def begin(self, before: Begun | None = None) -> Begun:
         """The stretches that are to be written, and when they are, or where none is, those to be read."""

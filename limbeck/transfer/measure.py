@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 GIVEN, OWN = "given", "own"
 """Texts beside the teacher's: the data's completions, and what each student wrote itself."""
+ANSWERS = 64
+"""Of a stretch: as many as are written side by side, so that whoever makes it writes the same text, rounded in the same batches."""
 TIMED, WARM = Sampling(max_tokens=32), Sampling(max_tokens=2)
 AT_ONCE = 32
 Writer = str | None
@@ -140,8 +142,8 @@ class Transfer:
         if not self._writes(who):
             return
         if count := len(self.rows.prompts):
-            steps = self.asked.each * self.asked.max_tokens
-            yield Lines(self._file(who or TEACHER), f"{who or TEACHER} writes", "prompts", count, partial(self._answers, who), steps)
+            each, file, what = self.asked.each, self._file(who or TEACHER), f"{who or TEACHER} writes"
+            yield Lines(file, what, "prompts", count, partial(self._answers, who), each * self.asked.max_tokens, max(1, ANSWERS // each))
         yield from self.tasks.works(who or TEACHER, partial(self._lend, who))
 
     def readings(self, who: Writer) -> Iterator[Work]:

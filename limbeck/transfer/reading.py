@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from limbeck.vocabulary import Vocabulary
 
 
+PASSES = 8
+"""Of a stretch: few enough that all workers of a cluster are busy, enough that a student is opened for something."""
+
+
 @dataclass
 class Readers:
     """Who reads. open: a student by name. teacher: alive, once a student is open. keeps: whether what the teacher says is kept for other students."""
@@ -38,7 +42,7 @@ class Reading(Made):
     tables: where those of all students who read these texts are to lie, by name. temperatures: see `columns`.
     """
 
-    unit, steps = "passes", 2
+    unit, steps, at_once = "passes", 2, PASSES
 
     def __init__(
         self, readers: Readers, vocabulary: "Vocabulary", name: str, text: str, texts: list[Text], tables: Mapping[str, Path],

@@ -1,4 +1,4 @@
-"""What an evaluation does, in stretches: one process does all of a thing in one, a cluster in many, each by whoever is free.
+"""What an evaluation does, in stretches: one process does one after the other, a cluster many at once, each by whoever is free.
 
 What is to lie at PLACE is made of PLACE.stretches/START-STOP, each there whole or not at all, and joined when all of them are.
 A kill loses those that were under way; whoever goes on, on a cluster or without, makes the rest.
@@ -31,7 +31,7 @@ class Work(ABC):
 
     @abstractmethod
     def todo(self, most: int | None = None) -> list[range]:
-        """What is not done, in stretches of so many units at most; by default as one process does them."""
+        """What is not done, in stretches of so many units at most, where they are not to be its own."""
 
     @abstractmethod
     def do(self, some: range, told: Told) -> None:
@@ -46,7 +46,7 @@ class Made(Work):
     """Something that is put together of its stretches.
 
     what: for whoever looks on; nothing where it shows itself how far it is. steps: that a unit counts there. at_once: units of a
-    stretch of one process; None: all.
+    stretch; None: all.
     """
 
     what: str
