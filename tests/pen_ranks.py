@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import limbeck as lb
+from limbeck import distributed
 from limbeck.objective import Objective
 
 
@@ -19,3 +20,4 @@ def recipe(folders: dict[str, str], url: str) -> lb.Recipe:
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
     lb.distill(recipe(given["folders"], given["url"]), Path(given["out"]))
+    distributed.leave()

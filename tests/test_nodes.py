@@ -346,7 +346,7 @@ def test_an_s3_bucket_is_the_disk_of_two_machines(made, whole, tmp_path) -> None
         return real(self, name, path)
 
     with stores.s3() as bucket:
-        url = f"{bucket}/runs/one"
+        url = f"{bucket}/nodes/one"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Mirror, "upload", killed)
             ends = job(command(made, tmp_path, url), [tmp_path / "one", tmp_path / "two"])
