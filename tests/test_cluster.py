@@ -125,7 +125,7 @@ def test_a_corpus_is_that_of_one_process_and_no_row_comes_to_the_driver(workers:
 def test_a_cache_is_that_of_one_process(four: Cluster, home: Path, tmp_path: Path, told: list[bytes]) -> None:
     asked = Annotation(lb.Local("teacher", dtype="float32"), Data("train.jsonl"), held_out=Data("heldout.jsonl"), held_out_rows=8)
     local = annotate(asked, tmp_path / "local")
-    found = caches.spread(of(four, 4), asked, tmp_path / "out")
+    found = caches.spread(of(four, 3), asked, tmp_path / "out")
     assert (found.rows, found.tokens) == (len(local), local.bytes_and_tokens[1])
     for inside in ("", "held-out"):
         assert stored(tmp_path / "out" / inside) == stored(tmp_path / "local" / inside) != {}
@@ -155,7 +155,7 @@ def test_an_evaluation_is_that_of_one_process_though_a_worker_dies(four: Cluster
         os.kill(killed[0], signal.SIGKILL)
 
     with later(0.0, kill):
-        carried_out(job, of(four, 3), out)
+        carried_out(job, of(four, 2), out)
     assert watched.kept(out) == watched.kept(tmp_path / "local") and killed
     assert not any(b"green" in each for each in told)
     lines = watched.pieces(out)
