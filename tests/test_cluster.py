@@ -109,12 +109,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_a_corpus_is_that_of_one_process_and_no_row_comes_to_the_driver(workers: int, four: Cluster, tmp_path: Path, told: list[bytes]) -> None:
+def test_a_corpus_is_that_of_one_process_and_no_row_comes_to_the_driver(four: Cluster, tmp_path: Path, told: list[bytes]) -> None:
     with faulty() as there:
         card = write_corpus(order(there), tmp_path / "local")
         there.asked.clear()
-        found = corpora.spread(of(four, workers), order(there), tmp_path / "out", prompts=8)
+        found = corpora.spread(of(four, 4), order(there), tmp_path / "out", prompts=8)
         assert set(there.asked.values()) == {1} and there.asked.total() == 2 * PROMPTS
     assert corpus(tmp_path / "out") == corpus(tmp_path / "local") and len(corpus(tmp_path / "out")) == 2 * PROMPTS
     assert (found.counts(), replace(found.took, seconds=0), found.ended) == (card.counts(), replace(card.took, seconds=0), card.ended)
