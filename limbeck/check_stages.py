@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from limbeck.check import Line, check
+from limbeck.check import check
+from limbeck.check_lines import Line
 from limbeck.config import plain
 from limbeck.errors import LimbeckError
 from limbeck.pipeline import Pipeline, Plan, with_students

@@ -77,6 +77,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
+def reason(error: Exception) -> str:
+    """Why somebody else's code could not do it, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(".").removesuffix(": ")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean "x"?`, or the list of what is known when nothing is near."""
     names = sorted(known)

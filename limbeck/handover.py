@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck import distributed
-from limbeck.errors import EndpointError, LimbeckError, RecipeError
+from limbeck.errors import EndpointError, LimbeckError, RecipeError, reason
 from limbeck.files import new_folder, write_text
 from limbeck.lazy import Tensor, torch
 from limbeck.student import Student
@@ -98,9 +98,8 @@ class Transfer:
         except LimbeckError:
             raise
         except Exception as error:  # vLLM, torch and requests raise many kinds
-            said = " ".join(str(error).split())[:200]
             raise EndpointError(
-                f"vLLM did not take in the weights by {backend} ({type(error).__name__}: {said}); see to it, or start vLLM without "
+                f"vLLM did not take in the weights by {backend} ({reason(error)}); see to it, or start vLLM without "
                 "weight_transfer_config: then they go through a folder"
             ) from error
 

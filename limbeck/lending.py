@@ -13,9 +13,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, reason
 from limbeck.mirror import MARK, Mirror
-from limbeck.storage import POLL_SECONDS, mirrored, patience_seconds, reason
+from limbeck.storage import POLL_SECONDS, mirrored, patience_seconds
 
 PARTS = "parts"
 LONGEST_PAUSE_SECONDS = 30.0

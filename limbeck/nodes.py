@@ -110,7 +110,7 @@ def _appears(path: Path) -> bool:
     while not path.exists():
         if time.monotonic() > until:
             return False
-        time.sleep(0.1)
+        time.sleep(WAIT_SECONDS)
     return True
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from limbeck import lease
-from limbeck.errors import LimbeckError, Stopped
+from limbeck.errors import LimbeckError, Stopped, reason
 from limbeck.joint import Files, Joint
 from limbeck.lease import Lost
 from limbeck.mirror import Mirror
@@ -85,11 +85,6 @@ def persistently(url: str, work: Callable[[], T], pauses: tuple[float, ...] | No
             if refused or isinstance(error, FileNotFoundError) or not left:
                 raise LimbeckError(f"{url} cannot be used: {reason(error)}; see to it, and give the same command again") from error
             time.sleep(left.pop(0))
-
-
-def reason(error: Exception) -> str:
-    """Why a store could not do it, in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(".").removesuffix(": ")
 
 
 def patience_seconds(ended: BaseException | None) -> float:

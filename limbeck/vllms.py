@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -88,11 +89,13 @@ class Served:
         hosts = {urlsplit(place.url).hostname for place in self.server.places}
         return "127.0.0.1" if hosts <= HERE else get_ip()
 
-    @property
+    @cached_property
     def worlds(self) -> list[int]:
-        """How many workers there are, on each server."""
+        """How many workers there are, on each server; asked once."""
         found = [place.ask("get_world_size") for place in self.server.places]
-        return [int(each["world_size"]) for each in found if each]
+        if silent := [place.url for place, said in zip(self.server.places, found, strict=True) if not said]:
+            raise EndpointError(f"{silent[0]} does not say how many workers it has; see that it runs, with VLLM_SERVER_DEV_MODE=1")
+        return [int(said["world_size"]) for said in found if said]
 
     def client(self) -> Any:
         """All servers as one, each of whose workers has a rank of its own."""

@@ -26,7 +26,8 @@ from limbeck.machine import Opening
 from limbeck.models import open_model
 from limbeck.quickstart import HELDOUT, converted, packaged_teacher
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 agreement, vllm_server, vllm_writer = (importlib.import_module(name) for name in ("endpoint_agreement", "vllm_server", "vllm_writer"))
 sys.path.pop(0)
 
@@ -135,7 +136,6 @@ def learnt(where: Path, model: str, engine: dict[str, Any], script: list[str], v
     return [row for row in read_jsonl(where / "run" / "metrics.jsonl") if MISMATCH in row]
 
 
-ROOT = Path(__file__).resolve().parents[1]
 INSIDE = {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}
 
 

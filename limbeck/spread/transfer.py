@@ -77,9 +77,8 @@ class Evaluating(Job):
         """Done, and kept in a file of its own until all of them are there."""
         subjects, kind, stretches = begun.found
         stretch: Stretch = stretches[number]
-        works: Iterator[Work] = getattr(self._alive(subjects), kind)(stretch.who)
         tokens = list[int]()
-        next(work for work in works if work.place == stretch.place).do(stretch.some, lambda steps, handled: tokens.append(handled))
+        self._work(subjects, kind, stretch).do(stretch.some, lambda steps, handled: tokens.append(handled))
         return Done(len(stretch.some), sum(tokens))
 
     def end(self, begun: Begun) -> None:
@@ -95,6 +94,17 @@ class Evaluating(Job):
             self._held.append(self._transfer(subjects))
             self._held[0].read()
         return self._held[0]
+
+    def _work(self, subjects: Subjects, kind: str, stretch: Stretch) -> Work:
+        """What a stretch is of; found once, since its texts are read for it."""
+        if (key := (stretch.who, stretch.place)) not in self._works:
+            works: Iterator[Work] = getattr(self._alive(subjects), kind)(stretch.who)
+            self._works[key] = next(work for work in works if work.place == stretch.place)
+        return self._works[key]
+
+    @cached_property
+    def _works(self) -> dict[tuple[Writer, Path], Work]:
+        return {}
 
     @cached_property
     def _held(self) -> list[Transfer]:
